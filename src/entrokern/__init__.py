@@ -1,0 +1,39 @@
+"""Fused, compiled kernels for the entropies of machine learning over large ``(n, k)`` arrays."""
+
+from ._dispatch import backends, use_backend
+from .losses import (
+    binary_cross_entropy,
+    cross_entropy,
+    entropy,
+    information,
+    js_divergence,
+    kl_divergence,
+    kl_estimate,
+    perplexity,
+)
+from .primitives import log_softmax, logsumexp, softmax
+from .runtime import set_num_threads, show_info, warmup
+from .score import Score, score
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Score",
+    "backends",
+    "binary_cross_entropy",
+    "cross_entropy",
+    "entropy",
+    "information",
+    "js_divergence",
+    "kl_divergence",
+    "kl_estimate",
+    "log_softmax",
+    "logsumexp",
+    "perplexity",
+    "score",
+    "set_num_threads",
+    "show_info",
+    "softmax",
+    "use_backend",
+    "warmup",
+]

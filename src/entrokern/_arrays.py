@@ -1,0 +1,226 @@
+"""Arrays at the door: which are taken, with which dtype, axis and shape, and which outputs may be written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _options
+
+type_name = "float16, bfloat16, float32, float64 or integers (computed as float64)"
+
+Array = npt.NDArray[Any]
+
+
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """By name, so that `ml_dtypes` is not imported to ask."""
+    return dtype.name == "bfloat16"
+
+
+def is_half(dtype: np.dtype[Any]) -> bool:
+    return dtype.itemsize == 2
+
+
+def row_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of one number per row: float32 for 16- and 32-bit floats, else float64."""
+    return np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
+
+
+def map_dtypes(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], ...]:
+    """The dtypes of an ``(n, k)`` output: the input's own; for 16-bit input float32 is taken too."""
+    return (dtype, np.dtype(np.float32)) if is_half(dtype) else (dtype,)
+
+
+def asarray(name: str, value: Any) -> Array:
+    """A plain, native-endian `ndarray` over the memory of `value` (a copy only of what is not an array)."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array, whose mask would be lost; pass {name}.filled(...) "
+            "and give masked rows sample_weight 0 or ignore_index"
+        )
+    array = np.asarray(value)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def as_floating(name: str, value: Any) -> Array:
+    """`value` as an array of a floating dtype that the kernels know; integers become float64."""
+    array = asarray(name, value)
+    dtype = array.dtype
+    if (dtype.kind == "f" and dtype.itemsize <= 8) or is_bfloat16(dtype):
+        return array
+    if dtype.kind in "iu":
+        return array.astype(np.float64)
+    raise TypeError(f"{name} has dtype {dtype}; allowed: {type_name}; convert it with .astype(...)")
+
+
+def as_real(name: str, value: Any, *, bools: bool = False) -> Array:
+    """Targets and weights: any real dtype, left as it is."""
+    array = asarray(name, value)
+    kinds = "biuf" if bools else "iuf"
+    if array.dtype.kind in kinds or is_bfloat16(array.dtype):
+        return array
+    raise TypeError(f"{name} has dtype {array.dtype}; pass a real array (integer or floating)")
+
+
+def class_axis(x: Array, axis: Any, name: str = "x") -> int:
+    """`axis` as a non-negative index of `x`, whose class axis must not be empty."""
+    axis = _options.index("axis", axis)
+    if x.ndim == 0:
+        raise ValueError(f"{name} is 0-dimensional; it needs a class axis: pass at least one row, shape (k,)")
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"axis={axis} does not exist in {name} of shape {x.shape}; pass {-x.ndim} to {x.ndim - 1}")
+    axis %= x.ndim
+    if x.shape[axis] == 0:
+        raise ValueError(
+            f"{name} of shape {x.shape} has no class along axis {axis} (k = 0); pass at least one class"
+        )
+    return axis
+
+
+def classes_last(array: Array, axis: int) -> Array:
+    """A view of `array` with the class axis moved to the end."""
+    return array if axis == array.ndim - 1 else np.moveaxis(array, axis, -1)
+
+
+def split_target(x: Array, axis: int, target: Any) -> tuple[Array | None, Array | None]:
+    """Tell labels from distributions by shape: ``(labels, None)`` or ``(None, distribution)``.
+
+    A target of `x`'s shape is a distribution (one row of it per row of `x`); integers of the batch
+    shape are labels.
+    """
+    t = as_real("target", target, bools=True)
+    batch = x.shape[:axis] + x.shape[axis + 1 :]
+    if t.shape == x.shape:
+        return None, classes_last(t, axis)
+    if t.shape == batch and (t.dtype.kind in "iu" or t.size == 0):
+        return t.astype(np.int64) if t.dtype.kind not in "iu" else t, None
+    expected = f"integer labels of shape {batch} or a distribution of shape {x.shape}"
+    if t.shape == batch:
+        raise ValueError(f"target has dtype {t.dtype}; expected {expected}: for labels pass target.astype(int)")
+    hint = ""
+    for other in range(x.ndim):
+        if t.shape == x.shape[:other] + x.shape[other + 1 :]:
+            hint = f"; if the classes lie along axis {other} of x, pass `axis={other}`"
+            break
+    raise ValueError(
+        f"target of shape {t.shape} does not fit x of shape {x.shape} with axis={axis}: expected {expected}{hint}"
+    )
+
+
+def class_weights(value: Any, k: int) -> Array | None:
+    """Weights per class as float64 of shape ``(k,)``, finite and not negative."""
+    if value is None:
+        return None
+    w = as_real("class_weight", value).astype(np.float64)
+    if w.shape != (k,):
+        raise ValueError(f"class_weight has shape {w.shape}; expected one weight per class: ({k},)")
+    bad = ~(np.isfinite(w) & (w >= 0))
+    if bad.any():
+        c = int(bad.argmax())
+        raise ValueError(f"class_weight[{c}] = {w[c]}; class weights must be finite and 0 or greater")
+    return w
+
+
+def sample_weights(value: Any, batch: tuple[int, ...]) -> Array | None:
+    """Weights per row, of the batch shape."""
+    if value is None:
+        return None
+    w = as_real("sample_weight", value)
+    if w.shape != batch:
+        raise ValueError(f"sample_weight has shape {w.shape}; expected one weight per row: {batch}")
+    return w
+
+
+def broadcast_against(name: str, value: Any, shape: tuple[int, ...]) -> Array | None:
+    """`value` broadcast (at stride 0) to `shape`, which it must not enlarge."""
+    if value is None:
+        return None
+    array = as_real(name, value)
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} of shape {array.shape} does not broadcast against x of shape {shape}"
+        ) from None
+
+
+def output(
+    name: str, given: Any, shape: tuple[int, ...], dtypes: Iterable[np.dtype[Any]], like: Array | None = None
+) -> Array:
+    """The array to write: `given`, checked, or a new one of the first dtype (laid out as `like`)."""
+    dtypes = tuple(dtypes)
+    if given is None:
+        if like is not None and like.shape == shape:
+            return np.empty_like(like, dtype=dtypes[0], subok=False)
+        return np.empty(shape, dtypes[0])
+    allowed = " or ".join(str(d) for d in dict.fromkeys(dtypes))
+    if not isinstance(given, np.ndarray) or isinstance(given, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a {type(given).__name__}; pass a NumPy array of shape {shape}, dtype {allowed}")
+    if given.shape != shape:
+        raise ValueError(f"{name} has shape {given.shape}; the result has shape {shape}")
+    if given.dtype not in dtypes:
+        raise TypeError(f"{name} has dtype {given.dtype}; allowed: {allowed}")
+    if not given.flags.writeable:
+        raise ValueError(f"{name} is read-only; pass a writeable array")
+    if 0 in given.strides and given.size > 1 and any(s == 0 < d - 1 for s, d in zip(given.strides, given.shape, strict=True)):
+        raise ValueError(f"{name} is a broadcast view, whose elements share memory; pass an array of its own")
+    return np.asarray(given)
+
+
+def same_memory(a: Array, b: Array) -> bool:
+    """Whether `a` and `b` are exactly the same elements at the same places."""
+    return (
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and a.strides == b.strides
+        and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+    )
+
+
+def overlap(a: Array, b: Array) -> bool:
+    """Whether `a` and `b` share an element; where that is hard to decide, the answer is yes."""
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return bool(np.shares_memory(a, b, max_work=10_000))
+    except np.exceptions.TooHardError:
+        return True
+
+
+def refuse_overlap(
+    outputs: dict[str, Array], inputs: dict[str, Array | None], in_place: dict[str, str]
+) -> set[str]:
+    """Refuse outputs that overlap anything, but for `in_place` pairs (output name → its operand).
+
+    Returns the names of the outputs that are their operand: they are written in place.
+    """
+    written_in_place = set()
+    names = list(outputs)
+    for i, name in enumerate(names):
+        out = outputs[name]
+        for other in names[i + 1 :]:
+            if overlap(out, outputs[other]):
+                raise ValueError(f"{name} and {other} overlap in memory; pass arrays of their own")
+        for operand, array in inputs.items():
+            if array is None or not overlap(out, array):
+                continue
+            if in_place.get(name) == operand and same_memory(out, array):
+                written_in_place.add(name)
+                continue
+            way_out = (
+                f"{name} may be exactly {operand}, but not a part or another view of it"
+                if in_place.get(name) == operand
+                else f"pass a {name} of its own"
+            )
+            raise ValueError(f"{name} overlaps {operand} in memory; {way_out}")
+    return written_in_place
+
+
+def flat_chunk(array: Array, start: int, stop: int) -> Array:
+    """Elements ``start:stop`` of `array` in C order; never a copy of the whole."""
+    if array.flags.c_contiguous:
+        return array.reshape(-1)[start:stop]
+    return array.flat[start:stop]
