@@ -1,0 +1,131 @@
+"""The formulas that the kernels compile: plain scalar Python, pure arithmetic.
+
+Exponentials and logarithms are taken by the callers, block by block, with vector code; what is left
+is here, once, with the reason for every form. Names: ``m`` a row's largest logit,
+``S = Σ_{j≠max} e^(z_j - m)``, ``Z = 1 + S``, ``L = log1p(S) = log Z``. `reference.py` is the same in NumPy.
+"""
+
+from __future__ import annotations
+
+# Minimax coefficients, lowest power first; tests/test_math.py fits them again and measures their error.
+ATANH_TAIL = (
+    0.3333333333333333, 0.20000000000007354, 0.14285714283537695, 0.11111111360401034, 0.09090894633246725,
+    0.07692787412678452, 0.06657033083633097, 0.06000907475849295, 0.04398474241690317, 0.0808604034599896,
+)  # fmt: skip
+EXPM1_TAIL = (
+    0.5, -0.16666666666666666, 0.04166666666666609, -0.008333333333333299, 0.0013888888888981404,
+    -0.00019841269841324198, 2.4801587246096818e-05, -2.7557319191381816e-06, 2.755733506893373e-07,
+    -2.5052117695907823e-08, 2.0874435575864273e-09, -1.6057679623801638e-10, 1.1639194124150522e-11,
+    -7.746178593018827e-13,
+)  # fmt: skip
+
+
+def atanh_tail(u):
+    """``(atanh(s) - s) / s³`` as a function of ``u = s²``, for ``|s| <= 1/3``."""
+    a0, a1, a2, a3, a4, a5, a6, a7, a8, a9 = ATANH_TAIL
+    return a0 + u * (a1 + u * (a2 + u * (a3 + u * (a4 + u * (a5 + u * (a6 + u * (a7 + u * (a8 + u * a9))))))))
+
+
+def expm1_tail(d):
+    """``(e^-d - 1 + d) / d²`` for ``|d| <= 1``."""
+    c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = EXPM1_TAIL
+    high = c7 + d * (c8 + d * (c9 + d * (c10 + d * (c11 + d * (c12 + d * c13)))))
+    return c0 + d * (c1 + d * (c2 + d * (c3 + d * (c4 + d * (c5 + d * (c6 + d * high))))))
+
+
+# --- cross-entropy --------------------------------------------------------------------------------
+
+
+def label_loss(hard, soft, L, gap, W, gaps):
+    """``hard·(lse - z_y) + soft·Σ_c w_c·(lse - z_c)``.
+
+    ``lse - z = L + (m - z)`` is a sum of non-negative terms: `gap` is ``m - z_y``, `gaps` is
+    ``Σ w_c·(m - z_c)`` and `W` is ``Σ w_c``. A weight of 0 leaves its term out, infinite or not.
+    """
+    loss = 0.0
+    if hard != 0.0:
+        loss += hard * (L + gap)
+    if soft != 0.0:
+        loss += soft * (W * L + gaps)
+    return loss
+
+
+def entropy_from_logits(L, mean_gap):
+    """``H = log Z + Σ p·(m - z)``."""
+    return L + mean_gap
+
+
+def softmax_gradient(A, b, p, rest):
+    """``A·p - b`` with ``rest = 1 - p``: the true class gives ``-rest``, and never ``p - 1``."""
+    return (A - b) * p - b * rest
+
+
+# --- divergences ----------------------------------------------------------------------------------
+
+
+def close(a, b):
+    """Whether ``a/b`` lies between 1/2 and 2."""
+    return a < 2.0 * b and b < 2.0 * a
+
+
+def log_ratio(a, b, difference, far):
+    """``log(a/b)``: from ``a - b`` where the two are close, else `far`, the logarithm of the quotient."""
+    s = difference / (a + b)
+    near = 2.0 * s * (1.0 + s * s * atanh_tail(s * s))
+    return near if close(a, b) else far
+
+
+def divergence_term(a, b, difference, ratio):
+    """``a·log(a/b) - a + b``, non-negative, from ``a - b`` and ``log(a/b)``.
+
+    With ``s = (a-b)/(a+b)`` it is ``(a-b)·s·(1 + s·(1+s)·tail)``: nothing cancels for ``a ≈ b``.
+    """
+    s = difference / (a + b)
+    near = difference * s * (1.0 + s * (1.0 + s) * atanh_tail(s * s))
+    far = -difference if a == 0.0 else a * ratio - difference
+    return near if close(a, b) else far
+
+
+def difference_of_logs(p, q, d):
+    """``p - q = -p·expm1(-d)`` for ``d = log(p/q)``: from `d` where it is small."""
+    near = p * (d * (1.0 - d * expm1_tail(d)))
+    return near if -1.0 < d < 1.0 else p - q
+
+
+def divergence_term_of_logs(p, q, d, difference):
+    """``p·(d + expm1(-d))``: by its series where ``|d| < 1``, else with `q` itself, which may be 0."""
+    near = p * d * d * expm1_tail(d)
+    far = q if p == 0.0 else p * d - difference
+    return near if -1.0 < d < 1.0 else far
+
+
+def js_term(w, p, q, m, difference, log_p_m, log_q_m):
+    """``w·[p·log(p/m) - p + m] + (1-w)·[q·log(q/m) - q + m]``: the added ``m - p`` and ``m - q`` cancel."""
+    if m == 0.0:
+        return 0.0
+    of_p = divergence_term(p, m, (1.0 - w) * difference, log_p_m)
+    of_q = divergence_term(q, m, -w * difference, log_q_m)
+    return w * of_p + (1.0 - w) * of_q
+
+
+def times(weight, value):
+    """``weight · value`` where a weight of 0 gives 0, also times infinity; NaN stays NaN."""
+    return 0.0 if weight == 0.0 and value == value else weight * value
+
+
+# --- binary cross-entropy -------------------------------------------------------------------------
+
+
+def softplus(z, log1p_e):
+    """``log(1 + e^z)`` from ``log1p_e = log1p(e^-|z|)``: exact digits for very negative z."""
+    return z + log1p_e if z > 0.0 else log1p_e
+
+
+def sigmoid(z, e):
+    """``1 / (1 + e^-z)`` from ``e = e^-|z|``; ``1 - sigmoid(z)`` is ``sigmoid(-z)``, digits kept."""
+    return (1.0 if z >= 0.0 else e) / (1.0 + e)
+
+
+def k3(d, expm1_minus_d):
+    """``(r - 1) - log r`` for ``d = -log r``: non-negative, by its series near 0."""
+    return d * d * expm1_tail(d) if -1.0 < d < 1.0 else expm1_minus_d + d

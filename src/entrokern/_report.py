@@ -1,0 +1,159 @@
+"""The summary of a scoring run: gathered block by block, printed as a table."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ._arrays import Array
+from ._quantiles import Quantiles
+
+FRACTIONS = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+FRACTION_NAMES = ("min", "5 %", "25 %", "median", "75 %", "95 %", "99 %", "max")
+
+
+@dataclass
+class Summary:
+    """What is known of all rows so far.
+
+    Parameters
+    ----------
+    value : str
+        The name of the number of each row that is averaged: ``"loss"`` or ``"entropy"``.
+    batch : tuple of int
+        The shape of the rows.
+    n_hardest : int
+        How many of the rows with the largest values to keep.
+    """
+
+    value: str
+    batch: tuple[int, ...]
+    n_hardest: int
+    rows: int = 0
+    counted: int = 0
+    nan_rows: int = 0
+    first_nan_row: int = -1
+    hits: int | None = None  # rows whose argmax is the label
+    weight: float = 0.0
+    hardest: list[dict[str, Any]] = field(default_factory=list)
+    _sums: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.quantiles = Quantiles(math.prod(self.batch))
+
+    def add(
+        self, start: int, columns: dict[str, Array], counts: Array | None, labels: Array | None, weight: Array | None
+    ) -> None:
+        """Take the results of the rows from number `start` on.
+
+        `counts` says which rows count (all where ``None``), `weight` what each adds to the mean's denominator.
+        """
+        values = columns[self.value]
+        n = values.size
+        self.rows += n
+        if counts is None:
+            counts = np.ones(n, bool)
+        counted = int(np.count_nonzero(counts))
+        self.counted += counted
+        self.weight += counted if weight is None else float(weight[counts].sum())
+        self._sums.append(float(np.sum(values, dtype=np.float64)))  # a row that does not count has loss 0
+        nan = counts & np.isnan(values)
+        if nan.any():
+            if not self.nan_rows:
+                self.first_nan_row = start + int(nan.argmax())
+            self.nan_rows += int(np.count_nonzero(nan))
+            counts = counts & ~nan
+        self.quantiles.add(values if counts.all() else values[counts])
+        if labels is not None and "argmax" in columns:
+            self.hits = (self.hits or 0) + int(np.count_nonzero((columns["argmax"] == labels) & counts))
+        shown = {name: columns[name] for name in ("argmax", "rank") if name in columns}
+        if labels is not None:
+            shown = {"label": labels} | shown
+        self._keep_hardest(start, values, np.flatnonzero(counts), shown)
+
+    def _keep_hardest(self, start: int, values: Array, rows: Array, shown: dict[str, Array]) -> None:
+        """Merge the block's largest values with those kept; on ties the lower row comes first."""
+        m = self.n_hardest
+        if m and rows.size > m:
+            threshold = np.partition(values[rows], rows.size - m)[rows.size - m]
+            rows = rows[values[rows] >= threshold]
+        rows = rows[np.argsort(-values[rows], kind="stable")][:m]
+        found = [
+            {"row": start + int(i)}
+            | {name: int(column[i]) for name, column in shown.items()}
+            | {self.value: float(values[i])}
+            for i in rows
+        ]
+        self.hardest = sorted(self.hardest + found, key=lambda row: -row[self.value])[:m]
+
+    @property
+    def mean(self) -> float:
+        with np.errstate(invalid="ignore"):
+            return float(np.sum(self._sums)) / self.weight if self.weight else math.nan
+
+    def row_name(self, row: int) -> int | tuple[int, ...]:
+        """A row as the user indexes it: a number, or a tuple where the batch has more dimensions."""
+        if len(self.batch) < 2:
+            return row
+        return tuple(int(i) for i in np.unravel_index(row, self.batch))
+
+    def facts(self, base: float | None, perplexity: bool) -> dict[str, Any]:
+        """The summary as plain numbers, by name."""
+        facts: dict[str, Any] = {"rows": self.rows, "ignored": self.rows - self.counted, "nan_rows": self.nan_rows}
+        if self.nan_rows:
+            facts["first_nan_row"] = self.row_name(self.first_nan_row)
+        facts["value"], facts["unit"] = self.value, unit_name(base)
+        facts["mean"] = self.mean
+        if perplexity:
+            facts["perplexity"] = _power(math.e if base is None else base, self.mean)
+        if self.hits is not None:
+            facts["accuracy"] = self.hits / self.counted if self.counted else math.nan
+        facts["quantiles"] = dict(zip(FRACTION_NAMES, self.quantiles.at(FRACTIONS), strict=True))
+        facts["quantiles_exact"] = self.quantiles.exact
+        facts["hardest"] = [row | {"row": self.row_name(row["row"])} for row in self.hardest]
+        return facts
+
+
+def unit_name(base: float | None) -> str:
+    return {None: "nats", 2.0: "bits"}.get(base, f"base {base:g}" if base else "")
+
+
+def _power(base: float, exponent: float) -> float:
+    try:
+        return base**exponent
+    except OverflowError:
+        return math.inf
+
+
+def text(facts: dict[str, Any]) -> str:
+    """`Summary.facts` as a table to read."""
+    notes = [f"{facts['ignored']:,} ignored"] if facts["ignored"] else []
+    if facts["nan_rows"]:
+        notes.append(f"{facts['nan_rows']:,} with NaN, the first is row {facts['first_nan_row']}")
+    unit, value = facts["unit"], facts["value"]
+    lines = [
+        ("rows", f"{facts['rows']:,}" + (f"  ({'; '.join(notes)})" if notes else "")),
+        (f"mean {value}", f"{facts['mean']:.6g} {unit}"),
+    ]
+    if "perplexity" in facts:
+        lines.append(("perplexity", f"{facts['perplexity']:.6g}"))
+    if "accuracy" in facts:
+        lines.append(("accuracy", f"{100 * facts['accuracy']:.2f} %"))
+    how = "exact" if facts["quantiles_exact"] else "within 0.1 %, from a histogram"
+    quantiles = [[*facts["quantiles"]], [f"{v:.4g}" for v in facts["quantiles"].values()]]
+    shown = [f"{name:<14}{content}" for name, content in lines]
+    shown += ["", f"quantiles of the {value} ({how})", *table(quantiles)]
+    if facts["hardest"]:
+        head = [*facts["hardest"][0]]
+        body = [[f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()] for row in facts["hardest"]]
+        shown += ["", f"rows of the largest {value}", *table([head, *body])]
+    return "\n".join(shown)
+
+
+def table(rows: list[list[str]]) -> list[str]:
+    """Right-aligned columns, two spaces in."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

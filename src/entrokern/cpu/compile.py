@@ -1,0 +1,145 @@
+"""Compiling: what is inlined, what is a kernel, and where compiled kernels are kept on disk.
+
+A kernel is compiled at its first call for the types at hand and stored in a folder whose name holds
+the version and a hash of the kernels' sources, so that a changed formula is never served from an old
+file. Where no folder can be written, kernels are compiled again in each process.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import os
+import pickle
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core import caching, compiler
+from numba.extending import register_jitable
+
+from .. import _formulas
+
+# Fused multiply-add is allowed everywhere; sums may be reordered only where a function asks for it,
+# and no function may assume that there is no NaN or infinity.
+EXACT = {"contract"}
+SUMS = {"contract", "reassoc", "nsz"}
+
+inline = numba.njit(fastmath=EXACT, error_model="numpy", nogil=True)
+inline_sums = numba.njit(fastmath=SUMS, error_model="numpy", nogil=True)
+
+
+def inline_with(*flags: str) -> Any:
+    return numba.njit(fastmath=set(flags), error_model="numpy", nogil=True)
+
+
+# The plain scalar formulas become callable from compiled code, also by one another.
+for _, _formula in inspect.getmembers(_formulas, inspect.isfunction):
+    register_jitable(fastmath=EXACT, error_model="numpy")(_formula)
+
+KERNELS: dict[str, Any] = {}
+
+
+def kernel(function: Any) -> Any:
+    """A compiled entry point: called from Python, without the GIL, cached on disk."""
+    dispatcher = numba.njit(fastmath=EXACT, error_model="numpy", nogil=True)(function)
+    dispatcher._cache = DiskCache(function)
+    KERNELS[function.__name__] = dispatcher
+    return dispatcher
+
+
+@functools.cache
+def sources_hash() -> str:
+    """A hash of everything that a kernel is compiled from."""
+    package = Path(__file__).resolve().parent
+    files = [package.parent / "_formulas.py", *sorted(package.glob("*.py"))]
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            digest.update(file.name.encode() + file.read_bytes())
+        except OSError:  # a zipped package: its sources cannot change under us
+            digest.update(file.name.encode())
+    return digest.hexdigest()[:16]
+
+
+def cache_folder() -> Path | None:
+    """Where compiled kernels are kept, or None where no such folder can be written."""
+    from .. import __version__
+
+    given = os.environ.get("ENTROKERN_CACHE_DIR")
+    try:
+        if given:
+            root = Path(given).expanduser()
+        else:
+            caches = os.environ.get("XDG_CACHE_HOME")
+            root = (Path(caches) if caches else Path.home() / ".cache") / "entrokern"
+        folder = root / f"{__version__}-{sources_hash()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError):  # read-only, full, or no home at all
+        return None
+    return folder
+
+
+class DiskCache(caching._Cache):  # type: ignore[misc]
+    """Numba's cache protocol over one file per kernel and signature, named by the hash of its key.
+
+    Numba's own cache keeps an index file that two processes can overwrite for each other; here a file
+    is written beside and renamed, and holds its key. Whatever goes wrong, the kernel is compiled again.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._enabled = True
+
+    @property
+    def cache_path(self) -> str | None:
+        folder = cache_folder()
+        return None if folder is None else str(folder)
+
+    def _file(self, signature: Any, codegen: Any) -> tuple[Path | None, str]:
+        key = repr(
+            (self._function.__qualname__, str(signature), codegen.magic_tuple(), numba.__version__, sys.version)
+        )
+        folder = cache_folder() if self._enabled else None
+        name = f"{self._function.__name__}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.kernel"
+        return (None if folder is None else folder / name), key
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        target_context.refresh()
+        try:
+            file, key = self._file(sig, target_context.codegen())
+            if file is None:
+                return None
+            found, payload = pickle.loads(file.read_bytes())
+            if found != key:
+                return None
+            return compiler.CompileResult._rebuild(target_context, *payload)
+        except Exception:
+            return None
+
+    def save_overload(self, sig: Any, cres: Any) -> None:
+        try:
+            file, key = self._file(sig, cres.codegen)
+            if file is None:
+                return
+            data = pickle.dumps((key, cres._reduce()), protocol=pickle.HIGHEST_PROTOCOL)
+            with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as beside:
+                beside.write(data)
+            os.replace(beside.name, file)
+        except Exception:
+            return
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def flush(self) -> None:
+        folder = cache_folder()
+        for file in folder.glob(f"{self._function.__name__}-*.kernel") if folder else ():
+            file.unlink(missing_ok=True)

@@ -1,0 +1,216 @@
+"""Vector mathematics of our own: exp2, exp, log, log1p in arithmetic that LLVM vectorises.
+
+A call of libm inside a loop keeps the loop scalar (Numba has no vector library), so each function is
+a polynomial without branches. The relative errors are measured by tests/test_math.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+from .. import _formulas
+from .compile import inline, inline_with
+
+# --- LLVM operations that Numba does not offer ----------------------------------------------------
+
+
+def _llvm(name, arity):
+    @intrinsic
+    def one(typing, x):
+        def build(context, builder, signature, arguments):
+            kind = arguments[0].type
+            function = builder.module.declare_intrinsic(name, [kind], ir.FunctionType(kind, [kind]))
+            return builder.call(function, arguments)
+
+        return x(x), build
+
+    @intrinsic
+    def two(typing, x, y):
+        def build(context, builder, signature, arguments):
+            kind = arguments[0].type
+            function = builder.module.declare_intrinsic(name, [kind], ir.FunctionType(kind, [kind, kind]))
+            return builder.call(function, arguments)
+
+        return x(x, x), build
+
+    return one if arity == 1 else two
+
+
+rint = _llvm("llvm.rint", 1)
+absolute = _llvm("llvm.fabs", 1)
+_maxnum = _llvm("llvm.maxnum", 2)
+
+
+@intrinsic
+def ldexp(typing, x, n):
+    """``x · 2^n`` for a whole number `n` held as a float: one instruction with AVX-512."""
+
+    def build(context, builder, signature, arguments):
+        kind, i32 = arguments[0].type, ir.IntType(32)
+        name = f"llvm.ldexp.{'f32' if isinstance(kind, ir.FloatType) else 'f64'}.i32"
+        function = builder.module.globals.get(name)
+        if function is None:
+            function = ir.Function(builder.module, ir.FunctionType(kind, [kind, i32]), name)
+        return builder.call(function, [arguments[0], builder.fptosi(arguments[1], i32)])
+
+    return x(x, n), build
+
+
+@inline_with("reassoc", "nsz", "nnan")
+def maximum(a, b):
+    """The larger of two. Without `nnan` the loop around it would stay scalar; so what comes out for NaN
+    is not specified, and nothing relies on it: a NaN reaches the result through the sums."""
+    return _maxnum(a, b)
+
+
+# --- bits -----------------------------------------------------------------------------------------
+
+
+def _reinterpret(source, target):
+    @intrinsic
+    def view(typing, x):
+        def build(context, builder, signature, arguments):
+            return builder.bitcast(arguments[0], context.get_value_type(target))
+
+        return target(source), build
+
+    return view
+
+
+bits64 = _reinterpret(types.float64, types.int64)
+float64_of = _reinterpret(types.int64, types.float64)
+bits32 = _reinterpret(types.float32, types.uint32)
+float32_of = _reinterpret(types.uint32, types.float32)
+
+
+
+def cast(value, like):
+    """`value` as the type of `like`."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(cast)
+def _cast(value, like):
+    like_type = like
+    return lambda value, like: like_type(value)
+
+
+# --- 2^t ------------------------------------------------------------------------------------------
+
+EXP2_F32 = (
+    0.6931471880262288, 0.24022650760568126, 0.05550357114219078, 0.009618082557277852, 0.0013390863364671234,
+    0.0001545316294512069,
+)  # fmt: skip
+EXP2_F64 = (
+    0.6931471805599453, 0.24022650695910097, 0.0555041086648216, 0.009618129107606888, 0.0013333558146416936,
+    0.0001540353044173605, 1.525273382983612e-05, 1.321544258792169e-06, 1.0178062445845774e-07,
+    7.072585949269223e-09, 4.4549605981865186e-10,
+)  # fmt: skip
+_F32 = tuple(np.float32(c) for c in (1.0, *EXP2_F32))
+# Below these powers of two nothing is left even of a subnormal; -inf would give inf - inf in t - n.
+_LOWEST_F32, _LOWEST_F64 = np.float32(-160.0), -1100.0
+
+
+@inline
+def _exp2_f32(t):
+    c0, c1, c2, c3, c4, c5, c6 = _F32
+    n = rint(t)
+    r = t - n
+    return ldexp(c0 + r * (c1 + r * (c2 + r * (c3 + r * (c4 + r * (c5 + r * c6))))), n)
+
+
+@inline
+def _exp2_f64(t):
+    c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11 = EXP2_F64
+    n = rint(t)
+    r = t - n
+    high = c6 + r * (c7 + r * (c8 + r * (c9 + r * (c10 + r * c11))))
+    return ldexp(1.0 + r * (c1 + r * (c2 + r * (c3 + r * (c4 + r * (c5 + r * high))))), n)
+
+
+def floored(t):
+    """`t`, but no lower than where ``2^t`` is 0: ``t - rint(t)`` would be NaN at -inf. NaN stays."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(floored)
+def _floored(t):
+    lowest = _LOWEST_F32 if t == types.float32 else _LOWEST_F64
+    return lambda t: lowest if t < lowest else t
+
+
+def exp2(t):
+    """``2^t`` for `floored` t <= 1023 (float32: 127). The constant term is 1: ``2^0`` is exactly 1."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(exp2)
+def _exp2(t):
+    if t == types.float32:
+        return lambda t: _exp2_f32(t)
+    return lambda t: _exp2_f64(t)
+
+
+# --- e^x, log, log1p in float64 -------------------------------------------------------------------
+
+LOG2E = 1.4426950408889634
+# ln 2 in two parts; the first has trailing zeros, so that its product with a whole number is exact.
+LN2_HIGH, LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10
+EXP = (
+    0.5000000000000001, 0.16666666666666669, 0.04166666666662404, 0.008333333333330055, 0.0013888888917258759,
+    0.00019841269863088255, 2.4801521225986432e-05, 2.7557268406190795e-06, 2.7620121717381933e-07,
+    2.51004110820149e-08,
+)  # fmt: skip
+
+
+@inline
+def exp(x):
+    """``e^x`` in float64: 0 below and inf above the range."""
+    c0, c1, c2, c3, c4, c5, c6, c7, c8, c9 = EXP
+    x = -760.0 if x < -760.0 else x
+    x = 760.0 if x > 760.0 else x
+    n = rint(x * LOG2E)
+    r = (x - n * LN2_HIGH) - n * LN2_LOW
+    high = c4 + r * (c5 + r * (c6 + r * (c7 + r * (c8 + r * c9))))
+    tail = c0 + r * (c1 + r * (c2 + r * (c3 + r * high)))
+    return ldexp(1.0 + (r + r * r * tail), n)
+
+
+_HALF_SQRT = 0x3FE6A09E667F3BCD  # bits of sqrt(1/2): mantissas are taken from [sqrt(1/2), sqrt(2))
+_EXPONENT_MAGIC = 0x4330000000000000  # bits of 2^52: an integer below it becomes a float by adding bits
+_TWO_54 = 18014398509481984.0
+
+
+@inline
+def log(x):
+    """``log x`` in float64: -inf at 0, NaN below."""
+    tiny = x < 2.2250738585072014e-308
+    scaled = x * _TWO_54 if tiny else x  # subnormal numbers have no exponent to read
+    bits = bits64(scaled)
+    offset = bits - _HALF_SQRT
+    exponent = offset >> 52
+    # Converting by bits vectorises also where there is no instruction for int64 → float64.
+    e = float64_of(_EXPONENT_MAGIC + (exponent + 2048)) - 4503599627372544.0
+    e = e - 54.0 if tiny else e
+    f = float64_of(bits - (exponent << 52)) - 1.0
+    s = f / (2.0 + f)
+    half_square = 0.5 * f * f
+    # log(1+f) = 2·atanh(s) = f - (f²/2 - s·(f²/2 + R)), which leaves f unrounded.
+    u = s * s
+    R = 2.0 * u * _formulas.atanh_tail(u)
+    result = (e * LN2_LOW - (half_square - s * (half_square + R))) + f + e * LN2_HIGH
+    result = -np.inf if x == 0.0 else result
+    result = np.nan if x < 0.0 else result
+    # inf and NaN stay what they are.
+    return result if x < np.inf else x
+
+
+@inline
+def log1p(x):
+    """``log(1 + x)`` in float64; what the addition rounds away is put back to first order."""
+    u = 1.0 + x
+    lost = (x - (u - 1.0)) / u
+    return x if x == np.inf or x == 0.0 else log(u) + (lost if u > 0.0 else 0.0)

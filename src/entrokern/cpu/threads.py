@@ -1,0 +1,129 @@
+"""The library's own threads: fixed chunks of rows, taken in turn, by a pool that survives a fork.
+
+Kernels release the GIL, so plain threads run them side by side. Unlike `numba.prange` this is safe
+when several threads call at once and after a fork, and a chunk is the same whoever computes it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+_pool_size = 0
+_chosen: int | None = None
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity, and the quota of its control group."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        cores = os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return cores
+
+
+def default_threads() -> int:
+    """``ENTROKERN_NUM_THREADS`` if it is a positive whole number, but no more than the cores at hand."""
+    cores = available_cores()
+    asked = os.environ.get("ENTROKERN_NUM_THREADS", "")
+    return min(cores, int(asked)) if asked.isdigit() and int(asked) > 0 else cores
+
+
+def num_threads() -> int:
+    return _chosen if _chosen is not None else default_threads()
+
+
+def choose(n: int) -> None:
+    global _chosen
+    _chosen = n
+
+
+def _forget() -> None:
+    """In a forked child: the parent's threads do not exist here."""
+    global _pool, _lock
+    _lock = threading.Lock()
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _helpers(count: int) -> ThreadPoolExecutor:
+    """A pool of at least `count` threads."""
+    global _pool, _pool_size
+    with _lock:
+        if _pool is None or _pool_size < count:
+            # A smaller pool is left to finish what it runs; its idle threads end with it.
+            if _pool is not None:
+                _pool.shutdown(wait=False)
+            _pool, _pool_size = ThreadPoolExecutor(count, thread_name_prefix="entrokern"), count
+        return _pool
+
+
+def run_chunks(count: int, work: Callable[[int], None]) -> None:
+    """Call ``work(0) … work(count - 1)``, spread over the threads.
+
+    If a call raises, chunks not yet begun are dropped, running ones are awaited, and the exception of
+    the lowest chunk is raised: when this function ends, no thread works for it any more.
+    """
+    threads = min(num_threads(), count)
+    if threads <= 1:
+        for i in range(count):
+            work(i)
+        return
+    turn = itertools.count()
+    stop = threading.Event()
+    errors: dict[int, BaseException] = {}
+
+    def take_turns() -> None:
+        while not stop.is_set() and (i := next(turn)) < count:
+            try:
+                work(i)
+            except BaseException as error:
+                errors[i] = error
+                stop.set()
+
+    futures: list[Future[None]] = []
+    try:
+        try:
+            pool = _helpers(threads - 1)
+            futures = [pool.submit(take_turns) for _ in range(threads - 1)]
+        except RuntimeError:  # the interpreter is shutting down: no new threads
+            pass
+        take_turns()
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        _await(futures, stop)
+    if errors:
+        raise errors[min(errors)]
+
+
+def _await(futures: list[Future[None]], stop: threading.Event) -> None:
+    """Wait until every helper has ended, also through Ctrl-C."""
+    interrupt: BaseException | None = None
+    for future in futures:
+        while not future.done():
+            if future.cancel():
+                break
+            try:
+                future.exception()
+            except BaseException as error:
+                interrupt = error
+                stop.set()
+    if interrupt is not None:
+        raise interrupt
