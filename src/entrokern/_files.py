@@ -9,8 +9,9 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import IO, Any
 
 import numpy as np
@@ -33,14 +34,22 @@ class StoredArray:
     buffers in turn: a block is valid until the next but one is read.
     """
 
-    def __init__(self, name: str, file: IO[bytes], size: int, *, bfloat16: bool = False, seekable: bool = True) -> None:
+    def __init__(
+        self, name: str, file: IO[bytes], size: int, *, bfloat16: bool = False, seekable: bool = True
+    ) -> None:
         self.name, self._file, self._seekable = name, file, seekable
         try:
-            version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
-            read_header = np.lib.format.read_array_header_2_0 if version > (1, 0) else np.lib.format.read_array_header_1_0
-            self.shape, self._fortran, self.dtype = read_header(file)  # type: ignore[no-untyped-call]
+            version = np.lib.format.read_magic(file)
+            read_header = (
+                np.lib.format.read_array_header_2_0
+                if version > (1, 0)
+                else np.lib.format.read_array_header_1_0
+            )
+            self.shape, self._fortran, self.dtype = read_header(file)
         except ValueError as error:
-            raise InputError(f"{name} is not an array that NumPy saved: {' '.join(str(error).split())}") from None
+            raise InputError(
+                f"{name} is not an array that NumPy saved: {' '.join(str(error).split())}"
+            ) from None
         self._start = file.tell()
         self._check_dtype(bfloat16)
         needs = math.prod(self.shape) * self.dtype.itemsize
@@ -49,7 +58,6 @@ class StoredArray:
                 f"{name} is truncated: {_described(self.shape, self.dtype)} takes {needs:,} bytes, "
                 f"but {max(size - self._start, 0):,} follow the header"
             )
-        self.lay_out(None)
         self._buffers = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
 
     def _check_dtype(self, bfloat16: bool) -> None:
@@ -61,11 +69,15 @@ class StoredArray:
         if self.dtype.fields or self.dtype.itemsize != 2:
             raise InputError(f"{self.name} has dtype {self.dtype}; save a plain numeric array")
         if not bfloat16:
-            raise InputError(f"{self.name} holds 2-byte items of no NumPy type; if it is bfloat16, pass --dtype bfloat16")
+            raise InputError(
+                f"{self.name} holds 2-byte items of no NumPy type; if it is bfloat16, pass --dtype bfloat16"
+            )
         try:
             from ml_dtypes import bfloat16 as dtype
         except ImportError:
-            raise InputError("--dtype bfloat16 needs the package ml_dtypes: pip install 'entrokern[bfloat16]'") from None
+            raise InputError(
+                "--dtype bfloat16 needs the package ml_dtypes: pip install 'entrokern[bfloat16]'"
+            ) from None
         self.dtype = np.dtype(dtype)
 
     def __str__(self) -> str:
@@ -74,7 +86,7 @@ class StoredArray:
     @property
     def like(self) -> Array:
         """An array of this shape and dtype that takes no memory, for checks of shapes."""
-        return np.broadcast_to(np.zeros((), self.dtype), self.shape)
+        return np.broadcast_to(np.zeros((), self.dtype.newbyteorder("=")), self.shape)
 
     def lay_out(self, axis: int | None) -> None:
         """Say along which axis the classes lie; ``None`` where every element is a row."""
@@ -101,8 +113,12 @@ class StoredArray:
     def row_bytes(self) -> int:
         return self.k * self.dtype.itemsize
 
+    @property
+    def bytes(self) -> int:
+        return self.n_rows * self.row_bytes
+
     def rows(self, start: int, stop: int) -> Array:
-        """Rows ``start:stop``, classes last: the whole planes, or a part of one plane, that `ranges` gives."""
+        """Rows ``start:stop``, classes last: whole planes or a part of one plane, as `ranges` gives them."""
         n = stop - start
         block = self._buffer(n * self.row_bytes).view(self.dtype)
         plane = start // max(self.after, 1)
@@ -126,7 +142,7 @@ class StoredArray:
 
     def _fill(self, block: Array, element: int) -> None:
         """Read stored elements from number `element` on into the contiguous `block`."""
-        view = memoryview(block.view(np.uint8)).cast("B") if block.size else memoryview(b"")
+        view = memoryview(block.view(np.uint8).data)
         try:
             self._file.seek(self._start + element * self.dtype.itemsize)
             while view:
@@ -136,6 +152,8 @@ class StoredArray:
                 view = view[got:]
         except BROKEN_ZIP as error:
             raise InputError(f"{self.name} is damaged: {error}") from None
+        except OSError as error:
+            raise InputError(f"cannot read {self.name}: {error.strerror}") from None
 
     def close(self) -> None:
         self._file.close()
@@ -163,37 +181,29 @@ def members(name: str) -> list[str]:
 def open_array(name: str, member: str, *, bfloat16: bool = False) -> StoredArray:
     """Open ``FILE.npy``, ``FILE.npz:NAME``, or `member` (or the one array) of ``FILE.npz``."""
     path, named = split_name(name)
-    if path.endswith(".npy"):
-        file: IO[bytes] = open(path, "rb", buffering=0)  # noqa: SIM115: the StoredArray closes it
-        return _closing(file, lambda: StoredArray(path, file, os.stat(path).st_size, bfloat16=bfloat16))
-    if not path.endswith(".npz"):
-        raise InputError(f"{name} is neither a .npy nor a .npz file (FILE.npz:NAME picks an array); save it as one")
-    found = members(path)
-    if named is None:
-        named = found[0] if len(found) == 1 else member
-    if named not in found:
-        raise InputError(f"{path} has no array {named!r}; it has: {', '.join(found) or 'none'} (pick with {path}:NAME)")
-    with _zip(path) as archive:  # an open member keeps the file open
-        entry = archive.getinfo(f"{named}.npy")
-        try:
-            file = archive.open(entry)
-        except BROKEN_ZIP as error:
-            raise InputError(f"{path}:{named} cannot be read: {error}") from None
-        return _closing(
-            file, lambda: StoredArray(f"{path}:{named}", file, entry.file_size, bfloat16=bfloat16, seekable=False)
-        )
-
-
-def _closing(file: IO[bytes], make: Any) -> StoredArray:
-    """What `make` returns; `file` is closed where it raises."""
-    try:
-        array: StoredArray = make()
-    except BaseException as error:
-        file.close()
-        if isinstance(error, BROKEN_ZIP):
-            raise InputError(f"{getattr(file, 'name', 'the file')} is damaged: {error}") from None
-        raise
-    return array
+    with ExitStack() as stack:
+        if path.endswith(".npy"):
+            file: IO[bytes] = stack.enter_context(open(path, "rb", buffering=0))
+            array = StoredArray(path, file, os.stat(path).st_size, bfloat16=bfloat16)
+        elif path.endswith(".npz"):
+            found = members(path)
+            if named is None:
+                named = found[0] if len(found) == 1 else member
+            if named not in found:
+                has = ", ".join(found) or "none"
+                raise InputError(f"{path} has no array {named!r}; it has: {has} (pick one with {path}:NAME)")
+            label = f"{path}:{named}"
+            try:
+                with _zip(path) as archive:  # the open member keeps the file open
+                    entry = archive.getinfo(f"{named}.npy")
+                    file = stack.enter_context(archive.open(entry))
+                array = StoredArray(label, file, entry.file_size, bfloat16=bfloat16, seekable=False)
+            except BROKEN_ZIP as error:
+                raise InputError(f"{label} is damaged: {error}") from None
+        else:
+            raise InputError(f"{name} is neither a .npy nor a .npz file (FILE.npz:NAME picks an array)")
+        stack.pop_all()  # all is well: the array keeps its file
+        return array
 
 
 def _zip(path: str) -> zipfile.ZipFile:
@@ -220,7 +230,7 @@ def ranges(n_rows: int, step: int, plane: int) -> Iterator[tuple[int, int]]:
 Block = tuple[int, tuple[Array, ...]]
 
 
-def blocks(arrays: list[StoredArray], spans: Iterator[tuple[int, int]]) -> Iterator[Block]:
+def blocks(arrays: list[StoredArray], spans: Iterator[tuple[int, int]]) -> Generator[Block]:
     """The number of the first row and the rows of every array, span by span, read one span ahead."""
 
     def read(span: tuple[int, int]) -> Block:

@@ -45,11 +45,16 @@ class Summary:
         self.quantiles = Quantiles(math.prod(self.batch))
 
     def add(
-        self, start: int, columns: dict[str, Array], counts: Array | None, labels: Array | None, weight: Array | None
+        self,
+        start: int,
+        columns: dict[str, Array],
+        counts: Array | None,
+        labels: Array | None,
+        weight: Array | None,
     ) -> None:
         """Take the results of the rows from number `start` on.
 
-        `counts` says which rows count (all where ``None``), `weight` what each adds to the mean's denominator.
+        `counts` says which rows count (``None``: all), `weight` what each adds to the mean's denominator.
         """
         values = columns[self.value]
         n = values.size
@@ -69,9 +74,8 @@ class Summary:
         self.quantiles.add(values if counts.all() else values[counts])
         if labels is not None and "argmax" in columns:
             self.hits = (self.hits or 0) + int(np.count_nonzero((columns["argmax"] == labels) & counts))
-        shown = {name: columns[name] for name in ("argmax", "rank") if name in columns}
-        if labels is not None:
-            shown = {"label": labels} | shown
+        shown = {} if labels is None else {"label": labels}
+        shown |= {name: columns[name] for name in ("argmax", "rank") if name in columns}
         self._keep_hardest(start, values, np.flatnonzero(counts), shown)
 
     def _keep_hardest(self, start: int, values: Array, rows: Array, shown: dict[str, Array]) -> None:
@@ -102,7 +106,11 @@ class Summary:
 
     def facts(self, base: float | None, perplexity: bool) -> dict[str, Any]:
         """The summary as plain numbers, by name."""
-        facts: dict[str, Any] = {"rows": self.rows, "ignored": self.rows - self.counted, "nan_rows": self.nan_rows}
+        facts: dict[str, Any] = {
+            "rows": self.rows,
+            "ignored": self.rows - self.counted,
+            "nan_rows": self.nan_rows,
+        }
         if self.nan_rows:
             facts["first_nan_row"] = self.row_name(self.first_nan_row)
         facts["value"], facts["unit"] = self.value, unit_name(base)
@@ -123,7 +131,7 @@ def unit_name(base: float | None) -> str:
 
 def _power(base: float, exponent: float) -> float:
     try:
-        return base**exponent
+        return float(base**exponent)
     except OverflowError:
         return math.inf
 
@@ -134,7 +142,11 @@ def text(facts: dict[str, Any]) -> str:
     if facts["nan_rows"]:
         notes.append(f"{facts['nan_rows']:,} with NaN, the first is row {facts['first_nan_row']}")
     unit, value = facts["unit"], facts["value"]
+    read = f"{facts['bytes'] / 1e6:,.4g} MB in {facts['seconds']:.2f} s"
     lines = [
+        *((name, facts[name]) for name in ("x", "y") if name in facts),
+        ("loss", f"{facts['loss']}, {facts['about']}"),
+        ("read", read),
         ("rows", f"{facts['rows']:,}" + (f"  ({'; '.join(notes)})" if notes else "")),
         (f"mean {value}", f"{facts['mean']:.6g} {unit}"),
     ]
@@ -148,12 +160,20 @@ def text(facts: dict[str, Any]) -> str:
     shown += ["", f"quantiles of the {value} ({how})", *table(quantiles)]
     if facts["hardest"]:
         head = [*facts["hardest"][0]]
-        body = [[f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()] for row in facts["hardest"]]
+        body = [
+            [f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()] for row in facts["hardest"]
+        ]
         shown += ["", f"rows of the largest {value}", *table([head, *body])]
     return "\n".join(shown)
 
 
 def table(rows: list[list[str]]) -> list[str]:
-    """Right-aligned columns, two spaces in."""
+    """Right-aligned columns, two spaces in; the first is left-aligned where it has no heading: names."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        if not rows[0][0]:
+            cells[0] = row[0].ljust(widths[0])
+        lines.append("  " + "  ".join(cells))
+    return lines

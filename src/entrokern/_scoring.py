@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +16,12 @@ from . import _arrays, losses
 from ._arrays import Array
 from ._files import InputError, StoredArray, blocks, members, open_array, ranges, split_name
 from ._report import Summary
-from ._sinks import check_path, saving
+from ._sinks import saving
 from .score import score
 
 # Read at a time: large enough for threads to pay, small enough to stay in the last cache until it is scored.
 # Classes that lie apart are read one by one: longer pieces of them.
-BLOCK_BYTES, SCATTERED_BYTES = 8 << 20, 64 << 20
+BLOCK_BYTES, SCATTERED_BYTES = 8 << 20, 16 << 20
 
 Columns = dict[str, Array]
 
@@ -31,8 +33,8 @@ class Request:
     x: str
     y: str | None = None
     loss: str | None = None
-    form: str = "logits"
-    y_form: str | None = None
+    form: losses.Form = "logits"
+    y_form: losses.Form | None = None
     axis: int = -1
     outputs: tuple[str, ...] = ()
     out: str | None = None
@@ -56,21 +58,22 @@ class Loss(NamedTuple):
 def _cross_entropy(request: Request, names: tuple[str, ...], x: Array, y: Array) -> Columns:
     if request.form == "logits":
         return _scored(names, score(x, y, outputs=names, **request.options))
-    loss = losses.cross_entropy(x, y, form=request.form, reduction="none", **request.options)  # type: ignore[call-overload]
+    loss = losses.cross_entropy(x, y, form=request.form, reduction="none", **request.options)
     # Only the order of the classes matters to these, and that is the same in every form.
     ignore = request.options.get("ignore_index")
     order = tuple(name for name in names if name in ("argmax", "rank"))
-    columns = {"loss": loss} | (_scored(order, score(x, y, outputs=order, ignore_index=ignore)) if order else {})
+    columns = {"loss": loss} | (
+        _scored(order, score(x, y, outputs=order, ignore_index=ignore)) if order else {}
+    )
     if "entropy" in names:
-        columns["entropy"] = losses.entropy(x, form=request.form, base=request.options.get("base"))  # type: ignore[arg-type]
+        columns["entropy"] = losses.entropy(x, form=request.form, base=request.options.get("base"))
     return columns
 
 
 def _entropy(request: Request, names: tuple[str, ...], x: Array, _: None) -> Columns:
     if request.form == "logits":
-        options = {name: value for name, value in request.options.items() if name != "validate"}
-        return _scored(names, score(x, outputs=names, **options))
-    columns = {"entropy": losses.entropy(x, form=request.form, **request.options)}  # type: ignore[arg-type]
+        return _scored(names, score(x, outputs=names, **request.options))
+    columns = {"entropy": losses.entropy(x, form=request.form, **request.options)}
     if "argmax" in names:
         columns |= _scored(("argmax",), score(x, outputs="argmax"))
     return columns
@@ -78,13 +81,16 @@ def _entropy(request: Request, names: tuple[str, ...], x: Array, _: None) -> Col
 
 def _binary(request: Request, _: tuple[str, ...], x: Array, y: Array) -> Columns:
     axis = None if x.ndim == 1 else -1
-    loss = losses.binary_cross_entropy(x, y, form=request.form, axis=axis, reduction="none", **request.options)  # type: ignore[call-overload]
+    loss = losses.binary_cross_entropy(
+        x, y, form=request.form, axis=axis, reduction="none", **request.options
+    )
     return {"loss": loss}
 
 
 def _divergence(request: Request, _: tuple[str, ...], x: Array, y: Array) -> Columns:
     measure = losses.js_divergence if request.loss == "js" else losses.kl_divergence
-    return {"loss": measure(x, y, p_form=request.form, q_form=request.y_form or request.form, **request.options)}  # type: ignore[arg-type]
+    q_form = request.y_form or request.form
+    return {"loss": measure(x, y, p_form=request.form, q_form=q_form, **request.options)}
 
 
 def _scored(names: tuple[str, ...], record: Any) -> Columns:
@@ -92,6 +98,7 @@ def _scored(names: tuple[str, ...], record: Any) -> Columns:
 
 
 _LOGITS_ONLY = ("temperature", "softcap")
+_OTHER = "the second distributions, or one row of them"
 LOSSES = {
     "ce": Loss(
         _cross_entropy,
@@ -99,7 +106,7 @@ LOSSES = {
         ("class_weight", "label_smoothing", "ignore_index", *_LOGITS_ONLY),
         ("loss", "argmax", "rank", "entropy"),
         ("lse", "log_prob", "max_prob"),
-        "labels or target distributions",
+        needs="labels or target distributions",
     ),
     "bce": Loss(
         _binary,
@@ -108,20 +115,18 @@ LOSSES = {
         ("loss",),
         needs="targets of X's shape",
     ),
-    "kl": Loss(_divergence, "KL(X‖Y)", ("temperature",), ("loss",), needs="the second distributions, or one row of them"),
-    "js": Loss(_divergence, "JS(X, Y)", ("temperature",), ("loss",), needs="the second distributions, or one row of them"),
-    "entropy": Loss(
-        _entropy, "entropy of X", _LOGITS_ONLY, ("entropy", "argmax"), ("lse", "max_prob")
-    ),
-}  # fmt: skip
-OUTPUTS = ("loss", "entropy", "argmax", "rank", "lse", "log_prob", "max_prob")
+    "kl": Loss(_divergence, "KL(X‖Y)", ("temperature",), ("loss",), needs=_OTHER),
+    "js": Loss(_divergence, "JS(X, Y)", ("temperature",), ("loss",), needs=_OTHER),
+    "entropy": Loss(_entropy, "entropy of X", _LOGITS_ONLY, ("entropy", "argmax"), ("lse", "max_prob")),
+}
 
 
-def score_files(request: Request, progress: Callable[[int, int], None]) -> tuple[Summary, str]:
-    """Score the rows of a file; return their summary and a line that says what was read.
+def score_files(request: Request, progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """Score the rows of a file and write what is asked for; return the summary's facts.
 
     `progress` is called with the rows done and all rows.
     """
+    begun = time.perf_counter()
     with ExitStack() as stack:
 
         def opened(name: str, member: str) -> StoredArray:
@@ -131,32 +136,33 @@ def score_files(request: Request, progress: Callable[[int, int], None]) -> tuple
         y_name = request.y
         if y_name is None and request.loss != "entropy" and "y" in members(request.x):
             y_name = f"{request.x}:y"
-        request = _with_loss(request, y_name)
-        loss = LOSSES[request.loss or ""]
-        y = opened(y_name, "y") if y_name is not None and loss.needs else None
-        job = _Job(request, loss, x, y)
+        request = _fitting(request, y_name)
+        y = opened(y_name, "y") if y_name is not None else None
+        job = _Job(request, x, y)
+        write = None
         if request.out is not None:
-            check_path(request.out, job.outputs)
-            _refuse_input(request.out, [array.name for array in (x, y) if array is not None])
+            _refuse_input(request.out, [request.x, y_name or request.x])
             write = stack.enter_context(saving(request.out, job.outputs, job.summary.batch))
-        done = 0
-        for start, arrays in blocks(job.streamed, job.spans()):
+        for start, arrays in stack.enter_context(closing(blocks(job.streamed, job.spans()))):
             columns = job.run(start, arrays)
-            if request.out is not None:
+            if write is not None:
                 write({name: columns[name] for name in job.outputs})
-            done = job.summary.rows
-            progress(done, x.n_rows)
-        return job.summary, f"{x} {request.form}" + (f", {y}" if y is not None else "")
+            progress(job.summary.rows, x.n_rows)
+    facts: dict[str, Any] = {"x": f"{x} {request.form}"} | ({} if y is None else {"y": str(y)})
+    facts |= {"loss": request.loss, "about": job.loss.about} | job.summary.facts(
+        request.options.get("base"), request.loss == "ce"
+    )
+    return facts | {"bytes": x.bytes + (0 if y is None else y.bytes), "seconds": time.perf_counter() - begun}
 
 
-def _with_loss(request: Request, y: str | None) -> Request:
-    """`request` with its loss chosen and its options found to fit the loss."""
+def _fitting(request: Request, y: str | None) -> Request:
+    """`request` with its loss chosen, its options and outputs found to fit the loss."""
     name = request.loss or ("ce" if y is not None else "entropy")
     loss = LOSSES[name]
     if loss.needs and y is None:
         raise InputError(f"--loss {name} needs a second array: {loss.needs}")
-    if not loss.needs and request.y is not None:
-        raise InputError(f"--loss {name} takes one array; leave {request.y} out")
+    if not loss.needs and y is not None:
+        raise InputError(f"--loss {name} takes one array; leave {y} out")
     for option in request.options:
         if option not in (*loss.options, "base", "validate"):
             raise InputError(f"--{option.replace('_', '-')} does not apply to --loss {name}")
@@ -166,51 +172,35 @@ def _with_loss(request: Request, y: str | None) -> Request:
     for output in request.outputs:
         if output not in allowed:
             raise InputError(
-                f"output {output!r} is not known of --loss {name} from {request.form}; choose from {', '.join(allowed)}"
+                f"--loss {name} of {request.form} has no output {output!r}; choose from {', '.join(allowed)}"
             )
-    changed = {"loss": name, "options": dict(request.options)}
-    return Request(**{**request.__dict__, **changed})
+    return replace(request, loss=name)
 
 
 def _refuse_input(out: str, names: list[str]) -> None:
-    for name in names:
-        path = split_name(name)[0]
-        try:
-            same = _same_file(out, path)
-        except OSError:
-            continue
-        if same:
-            raise InputError(f"--out {out} is the file that is read; choose another name")
-
-
-def _same_file(a: str, b: str) -> bool:
-    import os
-
-    return os.path.samefile(a, b)
+    if os.path.exists(out) and any(os.path.samefile(out, split_name(name)[0]) for name in names):
+        raise InputError(f"--out {out} is a file that is read; choose another name")
 
 
 class _Job:
     """The arrays laid out in rows, what is asked of each block, and the summary so far."""
 
-    def __init__(self, request: Request, loss: Loss, x: StoredArray, y: StoredArray | None) -> None:
-        self.request, self.loss, self.x, self.y = request, loss, x, y
+    def __init__(self, request: Request, x: StoredArray, y: StoredArray | None) -> None:
+        self.request, self.loss, self.x, self.y = request, LOSSES[request.loss or ""], x, y
         self.axis: int | None = None
         self.labelled = False
         self.reference: Array | None = None  # one row that every row is compared with
-        self._asked(self._lay_out)
-        value = loss.outputs[0]
+        try:
+            self._lay_out()
+        except (ValueError, TypeError) as error:
+            names = x.name if y is None else f"{x.name}, {y.name}"
+            raise InputError(f"{names}: {error}") from None
+        value = self.loss.outputs[0]
         self.outputs = request.outputs or (value,)
-        known = ("argmax",) if loss.needs == "" else ("argmax", "rank") if self.labelled else ()
+        known = ("argmax", "rank") if self.labelled else ("argmax",) if "argmax" in self.loss.outputs else ()
         self.names = tuple(dict.fromkeys((value, *known, *self.outputs)))
         batch = tuple(n for i, n in enumerate(x.shape) if i != self.axis)
         self.summary = Summary(value, batch, request.n_hardest)
-
-    def _asked(self, step: Callable[..., Any], *args: Any) -> Any:
-        """Call into the library, whose complaints are about the user's input."""
-        try:
-            return step(*args)
-        except (ValueError, TypeError, IndexError) as error:
-            raise InputError(f"{self.x.name}: {error}") from None
 
     def _lay_out(self) -> None:
         """Check the shapes and the dtypes of the whole arrays, and find their rows."""
@@ -229,11 +219,11 @@ class _Job:
         elif y.shape == x.shape:
             y.lay_out(self.axis)
         elif self.request.loss == "bce":
-            raise ValueError(f"{y} does not fit x of shape {x.shape}; pass one target per element")
+            raise InputError(f"{y} does not fit {x}; pass one target per element")
         else:
             y.lay_out(len(y.shape) - 1 if len(y.shape) == 1 else self.axis)
             if y.shape != (x.k,) and (len(y.shape) != len(x.shape) or y.n_rows != 1 or y.k != x.k):
-                raise ValueError(f"{y} does not fit x of shape {x.shape}; pass as many rows, or one of {x.k} classes")
+                raise InputError(f"{y} does not fit {x}; pass as many rows, or one of {x.k} classes")
             self.reference = y.rows(0, 1).copy()
             return
         self.streamed.append(y)
@@ -255,7 +245,9 @@ class _Job:
         try:
             columns = self.loss.run(self.request, self.names, x, y)
         except (ValueError, TypeError, IndexError) as error:
-            raise InputError(f"{self.x.name}: {self._globally(str(error), batch, start)}") from None
+            # An index out of range is one that was found among the targets.
+            culprit = self.y if self.y is not None and isinstance(error, IndexError) else self.x
+            raise InputError(f"{culprit.name}: {self._globally(str(error), batch, start)}") from None
         columns = {name: column.reshape(-1) for name, column in columns.items()}
         self.summary.add(start, columns, *self._weights(y, labels, batch))
         return columns

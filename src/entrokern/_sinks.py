@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class _Npy:
         (values,) = columns.values()
         if not self._begun:
             header = {"descr": values.dtype.str, "fortran_order": False, "shape": self._shape}
-            np.lib.format.write_array_header_1_0(self._file, header)  # type: ignore[no-untyped-call]
+            np.lib.format.write_array_header_1_0(self._file, header)
             self._begun = True
         self._file.write(values.tobytes())
 
@@ -48,10 +48,13 @@ class _Npy:
 class _Npz:
     """Several arrays. A zip file is written member after member, so each is spooled beside it first."""
 
-    def __init__(self, file: IO[bytes], names: tuple[str, ...], shape: tuple[int, ...], stack: ExitStack) -> None:
+    def __init__(
+        self, file: IO[bytes], names: tuple[str, ...], shape: tuple[int, ...], stack: ExitStack
+    ) -> None:
         self._file = file
         folder = os.path.dirname(file.name)
-        self._spools = {name: stack.enter_context(tempfile.TemporaryFile(dir=folder)) for name in names}
+        spool = tempfile.TemporaryFile
+        self._spools = {name: stack.enter_context(spool(dir=folder)) for name in names}
         self._arrays = {name: _Npy(spool, shape) for name, spool in self._spools.items()}
 
     def write(self, columns: dict[str, Array]) -> None:
@@ -97,7 +100,9 @@ def check_path(path: str, names: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def saving(path: str, names: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[Callable[[dict[str, Array]], None]]:
+def saving(
+    path: str, names: tuple[str, ...], shape: tuple[int, ...]
+) -> Iterator[Callable[[dict[str, Array]], None]]:
     """A function that writes the results of a block of rows, by name.
 
     The file appears under `path` when the ``with`` block ends, and not at all where it raises.
@@ -105,24 +110,18 @@ def saving(path: str, names: tuple[str, ...], shape: tuple[int, ...]) -> Iterato
     check_path(path, names)
     target = Path(os.path.realpath(path))
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
-
-    def guarded(step: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return step(*args)
-        except OSError as error:  # of a full disk it does not say which file
-            raise InputError(f"cannot write {path}: {error.strerror}") from None
-
     try:
         with ExitStack() as stack:
-            file = stack.enter_context(guarded(open, part, "wb"))
+            file = stack.enter_context(open(part, "wb"))
             sink: Sink
             if path.endswith(".npz"):
-                sink = guarded(_Npz, file, names, shape, stack)
+                sink = _Npz(file, names, shape, stack)
             else:
                 sink = _Csv(file, names) if path.endswith(".csv") else _Npy(file, shape)
-            yield lambda columns: guarded(sink.write, columns)
-            guarded(sink.finish)
-            guarded(file.flush)
-        guarded(os.replace, part, target)
+            yield sink.write
+            sink.finish()
+        os.replace(part, target)
+    except OSError as error:  # of a full disk it does not say which file
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
     finally:
         part.unlink(missing_ok=True)

@@ -69,13 +69,23 @@ def surprise_of_logits(z: Array) -> Array:
     return np.where(np.isposinf(row.m), row.m - z, row.log_Z + (row.m - z))
 
 
-def soft_capped(x: Array, softcap: float | None, temperature: float) -> tuple[Array, Array | float]:
-    """``z = softcap(x) / T`` and ``dz/dx``."""
+def soft_capped(x: Array, softcap: float | None) -> tuple[Array, Array | float]:
+    """``c·tanh(x/c)`` and its slope, as ``1/cosh²``: ``1 - tanh²`` would round to 0 from x = 19c on."""
     if softcap is None:
-        return x / temperature, 1.0 / temperature
-    t = np.tanh(x / softcap)
-    z = np.where(np.isneginf(x), x, softcap * t)
-    return z / temperature, (1.0 - t) * (1.0 + t) / temperature
+        return x, 1.0
+    e = np.exp(-2.0 * np.abs(x / softcap))
+    return np.where(np.isneginf(x), x, softcap * np.tanh(x / softcap)), 4.0 * e / ((1.0 + e) * (1.0 + e))
+
+
+def transformed(x: Array, softcap: float | None, temperature: float) -> tuple[Array, Array, Array]:
+    """``z - shift``, ``dz/dx`` and the shift, for ``z = softcap(x) / T``.
+
+    The largest logit is subtracted before dividing by T, whose rounding would be that of the offset.
+    """
+    capped, slope = soft_capped(x, softcap)
+    m = capped.max(axis=-1, keepdims=True)
+    shift = np.where(np.isfinite(m), m, 0.0)
+    return (capped - shift) / temperature, np.asarray(slope / temperature), shift / temperature
 
 
 # --- one distribution -----------------------------------------------------------------------------
@@ -115,8 +125,8 @@ def entropy(x: Array, form: str) -> tuple[Array, Array]:
 def cross_entropy(x: Array, b: Array, form: str) -> tuple[Array, Array, Array]:
     """``Σ_c b_c·(-log p_c)`` with target weights ``b``, its gradient and its diagonal Hessian."""
     I = surprise(x, form)  # noqa: E741
-    loss = times(b, I).sum(axis=-1)
     # A NaN makes its row NaN, also where the target is 0 (the NaN of inf - inf at +inf does not).
+    loss = np.where(b == 0, 0.0, b * I).sum(axis=-1)
     undefined = np.isnan(b) | (np.isnan(I) & ~np.isposinf(x))
     loss = np.where(undefined.any(axis=-1), np.nan, loss)
     if form == "log_probs":
@@ -257,9 +267,10 @@ def js_divergence(x: Array, x_form: str, y: Array, y_form: str, w: float) -> tup
     t = pair(x, x_form, y, y_form)
     m = w * t.p + (1.0 - w) * t.q
     dp, dq = (1.0 - w) * t.difference, -w * t.difference  # p - m and q - m without a subtraction
-    rp, rq = log_ratio(t.p, m, dp), log_ratio(t.q, m, dq)
-    terms = w * divergence_terms(t.p, m, dp, rp) + (1.0 - w) * divergence_terms(t.q, m, dq, rq)
     empty = m == 0
+    # Where both are 0 the ratio counts as 1: such a class adds nothing, nor does it to a gradient.
+    rp, rq = (np.where(empty, 0.0, log_ratio(a, m, d)) for a, d in ((t.p, dp), (t.q, dq)))
+    terms = w * divergence_terms(t.p, m, dp, rp) + (1.0 - w) * divergence_terms(t.q, m, dq, rq)
     loss = np.where(empty, 0.0, terms).sum(axis=-1)
     grad_p = through_form(w * times(t.p, rp), w * rp, t.p, x_form)
     grad_q = through_form((1.0 - w) * times(t.q, rq), (1.0 - w) * rq, t.q, y_form)
@@ -284,9 +295,8 @@ def log1mexp(x: Array) -> Array:
     return np.where(x > -np.log(2.0), np.log(-np.expm1(x)), np.log1p(-np.exp(x)))
 
 
-def binary_cross_entropy(x: Array, t: Array, form: str, pos_weight: Array | float) -> tuple[Array, Array, Array]:
-    """``-[w·t·log p + (1-t)·log(1-p)]`` by element, its gradient and Hessian."""
-    a, b = pos_weight * t, 1.0 - t
+def binary_cross_entropy(x: Array, a: Array, b: Array, form: str) -> tuple[Array, Array, Array]:
+    """``-[a·log p + b·log(1-p)]`` by element (``a = w·t``, ``b = 1-t``), its gradient and Hessian."""
     if form == "logits":
         loss = times(a, softplus(-x)) + times(b, softplus(x))
         s, c = sigmoid(x), sigmoid(-x)  # c = 1 - s, with its digits kept
@@ -368,11 +378,13 @@ def weighted(call: Call, loss: Array, extra: Array | float, maps: dict[str, Arra
 
 def _cross_entropy(call: Call) -> Results:
     x = call.x.astype(np.float64)
-    z, slope = soft_capped(x, call.softcap, call.temperature) if call.form == "logits" else (x, 1.0)
+    z, slope, shift = x, np.asarray(1.0), np.asarray([0.0])
+    if call.form == "logits":
+        z, slope, shift = transformed(x, call.softcap, call.temperature)
     loss, grad, hess = cross_entropy(z, target_weights(call, x), call.form)
     grad, z_term = call.unit * grad, np.zeros_like(loss)
     if call.z_loss:
-        lse = logsumexp(z)
+        lse = shift[..., 0] + logsumexp(z)
         z_term = call.z_loss * lse * lse
         grad = grad + 2.0 * call.z_loss * lse[..., None] * softmax(z)
     maps = {"grad": grad * slope, "hess": call.unit * hess * slope * slope}
@@ -381,14 +393,14 @@ def _cross_entropy(call: Call) -> Results:
 
 def _score(call: Call) -> Results:
     x = call.x.astype(np.float64)
-    z, _ = soft_capped(x, call.softcap, call.temperature)
+    z, _, shift = transformed(x, call.softcap, call.temperature)
     row = row_statistics(z)
     rows: dict[str, Any] = {}
     maps: dict[str, Any] = {}
     if call.labels is not None or call.y is not None:
         rows, maps = _cross_entropy(call)
     undefined = np.isnan(row.m[..., 0])
-    rows["lse"] = logsumexp(z)
+    rows["lse"] = shift[..., 0] + logsumexp(z)
     rows["entropy"] = call.unit * entropy(z, "logits")[0]
     rows["max_prob"] = 1.0 / row.Z[..., 0]
     rows["argmax"] = np.where(undefined, -1, row.argmax[..., 0])
@@ -397,7 +409,7 @@ def _score(call: Call) -> Results:
         y = np.where(ignored, 0, call.labels).astype(np.int64)[..., None]
         log_prob = -np.take_along_axis(surprise_of_logits(z), y, axis=-1)[..., 0]
         rows["log_prob"] = np.where(ignored, np.nan, log_prob)
-        capped, _ = soft_capped(x, call.softcap, 1.0)
+        capped, _ = soft_capped(x, call.softcap)
         larger = (capped > np.take_along_axis(capped, y, axis=-1)).sum(axis=-1)
         rows["rank"] = np.where(ignored | undefined, -1, larger)
     return rows, maps
@@ -417,8 +429,8 @@ def _softmax(call: Call) -> Results:
 def _divergence(call: Call) -> Results:
     assert call.y is not None
     x, y = call.x.astype(np.float64), call.y.astype(np.float64)
-    a = x / call.temperature if call.form == "logits" else x
-    b = y / call.temperature if call.y_form == "logits" else y
+    a = transformed(x, None, call.temperature)[0] if call.form == "logits" else x
+    b = transformed(y, None, call.temperature)[0] if call.y_form == "logits" else y
     if call.quantity == "kl_divergence":
         loss, grad_p, grad_q = kl_divergence(a, call.form, b, call.y_form)
     else:
@@ -432,9 +444,11 @@ def _binary_cross_entropy(call: Call) -> Results:
     assert call.y is not None
     x, t = call.x.astype(np.float64), call.y.astype(np.float64)
     kept = np.ones(t.shape, bool) if call.ignore_index is None else t != call.ignore_index
-    t = np.where(kept, (1.0 - call.label_smoothing) * t + 0.5 * call.label_smoothing, 0.0)
+    t, eps = np.where(kept, t, 0.0), call.label_smoothing
     pos_weight = 1.0 if call.pos_weight is None else call.pos_weight.astype(np.float64)
-    loss, grad, hess = binary_cross_entropy(x, t, call.form, pos_weight)
+    # The negative part smoothed on its own: 1 - t would lose the digits of a small eps.
+    a, b = pos_weight * ((1.0 - eps) * t + 0.5 * eps), (1.0 - eps) * (1.0 - t) + 0.5 * eps
+    loss, grad, hess = binary_cross_entropy(x, a, b, call.form)
     loss, grad, hess = (np.where(kept, v, 0.0) for v in (loss, grad, hess))
     if not call.elementwise:
         loss = loss.sum(axis=-1)

@@ -12,7 +12,9 @@ import math
 
 import numpy as np
 from numba import types
-from numba.extending import overload
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+from numba.np import arrayobj
 
 from .compile import inline
 from .math import bits32, float32_of
@@ -21,6 +23,51 @@ BLOCK = 1024  # elements: small enough that several fit in L1, long enough to hi
 
 # geometry = [class stride, offset, number of batch axes, their sizes …, their strides …]
 CLASS_STRIDE, OFFSET, AXES, SIZES = 0, 1, 2, 3
+
+
+def _build_view(context, builder, kind, array, start, n):
+    """A view of `n` elements from `start`: a pointer and a length, without checks or reference counts."""
+    source = arrayobj.make_array(kind)(context, builder, array)
+    result = arrayobj.make_array(kind)(context, builder)
+    size = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+    arrayobj.populate_array(
+        result,
+        data=builder.gep(source.data, [start]),
+        shape=cgutils.pack_array(builder, [n]),
+        strides=cgutils.pack_array(builder, [size]),
+        itemsize=size,
+        meminfo=None,
+    )
+    return result._getvalue()
+
+
+@intrinsic
+def view(typing, array, start, n):
+    """``array[start : start + n]`` of a contiguous 1-d array, for bounds known to be right.
+
+    Loops must index views from 0: for ``array[start + i]`` Numba allows a negative index, which makes
+    LLVM gather element by element instead of loading vectors.
+    """
+
+    def build(context, builder, signature, arguments):
+        return _build_view(context, builder, signature.return_type, *arguments)
+
+    return array(array, types.intp, types.intp), build
+
+
+@intrinsic
+def block_of(typing, x, start, n, stage, slot):
+    """The block that `load` has read: in `x` itself, or in slot `slot` of `stage`."""
+    staged = not isinstance(stage, types.NoneType)
+
+    def build(context, builder, signature, arguments):
+        in_place, at, length, scratch, number = arguments
+        if not staged:
+            return _build_view(context, builder, signature.return_type, in_place, at, length)
+        offset = builder.mul(number, context.get_constant(types.intp, BLOCK))
+        return _build_view(context, builder, signature.return_type, scratch, offset, length)
+
+    return (stage if staged else x)(x, types.intp, types.intp, stage, types.intp), build
 
 
 @inline
@@ -118,7 +165,7 @@ def soft_capped(value, cap):
 @inline
 def _fill(x, start, stride, block, cap):
     if stride == 1:
-        source = x[start : start + block.size]
+        source = view(x, start, block.size)
         for i in range(block.size):
             block[i] = widen(source[i])
     else:
@@ -130,33 +177,19 @@ def _fill(x, start, stride, block, cap):
 
 
 def load(x, start, stride, n, cap, stage, slot):
-    """`n` elements of `x` from `start`, as a contiguous block (slot `slot` of `stage`)."""
+    """Make `n` elements of `x` from `start` ready as the block `slot`: see `block_of`."""
     raise NotImplementedError("compiled code only")
 
 
 @overload(load)
 def _load(x, start, stride, n, cap, stage, slot):
     if stage == types.none:
-        return lambda x, start, stride, n, cap, stage, slot: x[start : start + n]
+        return lambda x, start, stride, n, cap, stage, slot: None
 
     def staged(x, start, stride, n, cap, stage, slot):
-        block = stage[slot * BLOCK : slot * BLOCK + n]
-        _fill(x, start, stride, block, cap)
-        return block
+        _fill(x, start, stride, view(stage, slot * BLOCK, n), cap)
 
     return staged
-
-
-def loaded(x, start, n, stage, slot):
-    """The block that `load` put into `slot` before."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(loaded)
-def _loaded(x, start, n, stage, slot):
-    if stage == types.none:
-        return lambda x, start, n, stage, slot: x[start : start + n]
-    return lambda x, start, n, stage, slot: stage[slot * BLOCK : slot * BLOCK + n]
 
 
 def load_one(x, at, cap, like):
@@ -181,7 +214,7 @@ def _load_one(x, at, cap, like):
 def store(block, out, start, stride):
     """Write a block to `out` from `start` on, in its storage type."""
     if stride == 1:
-        target = out[start : start + block.size]
+        target = view(out, start, block.size)
         for i in range(block.size):
             target[i] = narrow(block[i], out)
     else:

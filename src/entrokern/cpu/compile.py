@@ -28,12 +28,12 @@ from .. import _formulas
 EXACT = {"contract"}
 SUMS = {"contract", "reassoc", "nsz"}
 
-inline = numba.njit(fastmath=EXACT, error_model="numpy", nogil=True)
-inline_sums = numba.njit(fastmath=SUMS, error_model="numpy", nogil=True)
+inline = numba.njit(fastmath=EXACT, error_model="numpy", nogil=True, _nrt=False)
+inline_sums = numba.njit(fastmath=SUMS, error_model="numpy", nogil=True, _nrt=False)
 
 
 def inline_with(*flags: str) -> Any:
-    return numba.njit(fastmath=set(flags), error_model="numpy", nogil=True)
+    return numba.njit(fastmath=set(flags), error_model="numpy", nogil=True, _nrt=False)
 
 
 # The plain scalar formulas become callable from compiled code, also by one another.
@@ -45,7 +45,7 @@ KERNELS: dict[str, Any] = {}
 
 def kernel(function: Any) -> Any:
     """A compiled entry point: called from Python, without the GIL, cached on disk."""
-    dispatcher = numba.njit(fastmath=EXACT, error_model="numpy", nogil=True)(function)
+    dispatcher = numba.njit(fastmath=EXACT, error_model="numpy", nogil=True, _nrt=False)(function)
     dispatcher._cache = DiskCache(function)
     KERNELS[function.__name__] = dispatcher
     return dispatcher

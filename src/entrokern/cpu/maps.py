@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import _formulas
-from .blocks import BLOCK, load, store, store_constant
+from .blocks import BLOCK, block_of, load, store, store_constant, view
 from .compile import inline
 from .finish import CAP, LN2, MAP_SCALE, SMOOTHING, TEMPERATURE, UNIT, W_MEAN, Z_LOSS
 from .math import cast, exp2, floored
@@ -86,12 +86,13 @@ def write_map(
     factor *= unit
     for b in range(0, k, BLOCK):
         n = min(BLOCK, k - b)
-        block, target = load(x, start + b * stride, stride, n, cap, stage, slot), work[:n]
+        load(x, start + b * stride, stride, n, cap, stage, slot)
+        block, target = block_of(x, start + b * stride, n, stage, slot), view(work, 0, n)
         if kind == GRAD:
             if plain:
                 scaled_softmax(block, m_, scale, cast(factor * w_y / Z, scale), target)
             else:
-                weights = class_weight[b : b + n] if class_weight.size else class_weight
+                weights = view(class_weight, b, n if class_weight.size else 0)
                 smoothed_gradient(block, m_, scale, Z, A, eps / k, weights, z_slope, factor, target)
                 if b <= argmax < b + n:
                     soft = eps / k * (class_weight[argmax] if class_weight.size else 1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .blocks import BLOCK, CLASS_STRIDE, load, load_one, row_start
+from .blocks import BLOCK, CLASS_STRIDE, block_of, load, load_one, row_start, view
 from .compile import inline, kernel
 from .finish import CAP, SMOOTHING, finish_infinite, finish_row
 from .maps import write_map
@@ -28,8 +28,9 @@ def row_gaps(x, start, stride, k, reference, class_weight, cap, stage, slot):
     total = 0.0
     for b in range(0, k, BLOCK):
         n = min(BLOCK, k - b)
-        block = load(x, start + b * stride, stride, n, cap, stage, slot)
-        total += block_gaps(block, reference, class_weight[b : b + n] if class_weight.size else class_weight)
+        load(x, start + b * stride, stride, n, cap, stage, slot)
+        block = block_of(x, start + b * stride, n, stage, slot)
+        total += block_gaps(block, reference, view(class_weight, b, n if class_weight.size else 0))
     return total
 
 
@@ -63,7 +64,8 @@ def softmax_rows(
     stride, cap, lowest = geometry[CLASS_STRIDE], options[CAP], cast(-np.inf, scale)
     slot = 0
     start = row_start(geometry, first)
-    ahead = block_max(load(x, start, stride, min(BLOCK, k), cap, stage, slot), lowest)
+    load(x, start, stride, min(BLOCK, k), cap, stage, slot)
+    ahead = block_max(block_of(x, start, min(BLOCK, k), stage, slot), lowest)
     for i in range(n):
         next_start = row_start(geometry, first + i + 1) if i + 1 < n else start
         label, y_logit, w_y = -1, np.inf, 1.0
@@ -88,7 +90,8 @@ def softmax_rows(
                 smoothed = weighs and options[SMOOTHING] > 0.0
                 finish_infinite(results, i, m, argmax, above, y_logit, label, weight, smoothed)
         else:
-            block = load(x, start + at * stride, stride, min(BLOCK, k - at), cap, stage, 1 - slot)
+            load(x, start + at * stride, stride, min(BLOCK, k - at), cap, stage, 1 - slot)
+            block = block_of(x, start + at * stride, min(BLOCK, k - at), stage, 1 - slot)
             if Z < 2.0:
                 # A confident row: all its digits are in what is left of the sum without the largest term.
                 without, position = sum_without_max(block, cast(m, scale), scale)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .blocks import BLOCK, load, loaded
+from .blocks import BLOCK, block_of, load, view
 from .compile import inline, inline_sums
 from .math import cast, exp2, floored, maximum
 
@@ -108,9 +108,10 @@ def row_record(x, start, stride, k, next_start, ahead, slot, scale, cap, stage, 
             following = b + BLOCK
             next_n = min(BLOCK, k - following) if following < k else min(BLOCK, k)
             next_at = start + following * stride if following < k else next_start
-            block = loaded(x, start + b * stride, n, stage, slot)
+            block = block_of(x, start + b * stride, n, stage, slot)
             slot = 1 - slot
-            coming = load(x, next_at, stride, next_n, cap, stage, slot)
+            load(x, next_at, stride, next_n, cap, stage, slot)
+            coming = block_of(x, next_at, next_n, stage, slot)
             top = np.float64(ahead)
             holds_max = top > s_m
             if holds_max:
@@ -126,12 +127,14 @@ def row_record(x, start, stride, k, next_start, ahead, slot, scale, cap, stage, 
                 block_total = np.float64(total)
             else:
                 w = min(n, next_n)
-                total, ahead = block_sum_and_max_ahead(block[:w], shift, scale, coming[:w], lowest)
+                total, ahead = block_sum_and_max_ahead(
+                    view(block, 0, w), shift, scale, view(coming, 0, w), lowest
+                )
                 block_total = np.float64(total)
                 if n > w:
-                    block_total += np.float64(block_sum(block[w:], shift, scale))
+                    block_total += np.float64(block_sum(view(block, w, n - w), shift, scale))
                 if next_n > w:
-                    ahead = maximum(ahead, block_max(coming[w:], lowest))
+                    ahead = maximum(ahead, block_max(view(coming, w, next_n - w), lowest))
             if holds_max:
                 s_star += block_total
             else:
@@ -157,4 +160,6 @@ def sum_without_max(block, m, scale):
     i = first_position(block, m)
     if i < 0:
         return 0.0, i
-    return np.float64(block_sum(block[:i], m, scale)) + np.float64(block_sum(block[i + 1 :], m, scale)), i
+    before = block_sum(view(block, 0, i), m, scale)
+    after = block_sum(view(block, i + 1, block.size - i - 1), m, scale)
+    return np.float64(before) + np.float64(after), i

@@ -1,0 +1,6 @@
+"""``python -m entrokern``: the same program as ``entrokern``."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,255 @@
+"""The command line: ``entrokern score``, ``demo``, ``info`` and ``warmup``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, NoReturn
+
+from . import __version__, _report, runtime
+from ._files import InputError, open_array
+from ._options import FORMS
+from ._scoring import LOSSES, Request, score_files
+
+OPTIONS = (
+    "class_weight",
+    "pos_weight",
+    "label_smoothing",
+    "ignore_index",
+    "temperature",
+    "softcap",
+    "base",
+    "validate",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        The exit code: 0, 2 after one line on stderr about what is wrong, 130 when interrupted.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # a terminal that knows no σ shows a ? for it
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        args = _parser().parse_args(argv)
+        args.command(args)
+        sys.stdout.flush()
+        return 0
+    except InputError as error:
+        return _complain(str(error))
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does: nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except MemoryError:
+        return _complain("not enough memory; pass a smaller --block-rows")
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+
+
+def _complain(message: str) -> int:
+    print(f"entrokern: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+class _Progress:
+    """A line on the terminal about work that takes long; nothing where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._begun = time.monotonic()
+        self._next = self._begun + 0.5
+        self.total = 0
+
+    def __call__(self, done: int, total: int, name: str = "") -> None:
+        self.total = total
+        now = time.monotonic()
+        if not self._live or now < self._next:
+            return
+        self._next = now + 0.1
+        share = done / total if total else 1.0
+        left = (now - self._begun) * (1 / share - 1) if share else 0.0
+        bar = ("#" * round(30 * share)).ljust(30, ".")
+        print(
+            f"\r\x1b[K{bar} {100 * share:3.0f} %  {left:.0f} s left  {name}",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser("entrokern", description="Entropies of machine learning over large arrays.")
+    parser.add_argument("--version", action="version", version=f"entrokern {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
+
+    score = commands.add_parser(
+        "score",
+        help="score the rows of an array in a .npy or .npz file, in bounded memory",
+        description="Score the rows of an array in a .npy or .npz file and print a summary. The file is read "
+        "block by block: it may be larger than memory.",
+        epilog="losses: " + "; ".join(f"{name}: {loss.about}" for name, loss in LOSSES.items()) + ". "
+        "X and Y are FILE.npy, FILE.npz (arrays x and y, or its only one) or FILE.npz:NAME.",
+    )
+    score.set_defaults(command=_score)
+    score.add_argument("x", metavar="X", help="the predictions: rows along --axis")
+    score.add_argument("y", metavar="Y", nargs="?", help="labels or second distributions, as the loss needs")
+    score.add_argument("--loss", choices=LOSSES, help="default: ce with Y, entropy without")
+    score.add_argument("--form", choices=FORMS, default="logits", help="how X is given (default: logits)")
+    score.add_argument("--y-form", choices=FORMS, help="how Y of kl and js is given (default: as X)")
+    score.add_argument("--axis", type=int, default=-1, help="the class axis (default: the last)")
+    score.add_argument("--dtype", choices=["bfloat16"], help="what 2-byte items of no NumPy type are")
+    output = score.add_argument_group("output")
+    output.add_argument(
+        "--out", metavar="FILE", help="write results of each row: .npy (one), .npz or .csv (several)"
+    )
+    output.add_argument(
+        "--outputs", metavar="NAME,…", type=_names, default=(), help="which (default: the loss)"
+    )
+    output.add_argument("--hardest", type=_count, default=5, metavar="N", help="rows to list (default: 5)")
+    output.add_argument("--json", action="store_true", help="print the summary as JSON")
+    options = score.add_argument_group("options of the loss")
+    options.add_argument(
+        "--ignore-index", type=int, metavar="LABEL", help="rows with this label do not count"
+    )
+    options.add_argument("--label-smoothing", type=float, metavar="ε")
+    options.add_argument("--temperature", type=float, metavar="T")
+    options.add_argument("--softcap", type=float, metavar="C")
+    options.add_argument(
+        "--class-weight", metavar="FILE", help="a weight for each class, in a .npy or .npz file"
+    )
+    options.add_argument("--pos-weight", type=float, metavar="W", help="weight of bce's positive part")
+    options.add_argument(
+        "--base", type=float, metavar="B", help="of the logarithm: 2 for bits (default: nats)"
+    )
+    options.add_argument(
+        "--validate", action="store_true", default=None, help="refuse rows that are no distributions"
+    )
+    running = score.add_argument_group("running")
+    running.add_argument(
+        "--block-rows", type=_positive, metavar="N", help="rows read at a time (default: about 8 MiB)"
+    )
+
+    demo = commands.add_parser("demo", help="worked examples, real data and one large array")
+    demo.set_defaults(command=_demo)
+    demo.add_argument("--quick", action="store_true", help="a smaller large array and fewer repeats")
+
+    info = commands.add_parser("info", help="say what runs on this machine, and how")
+    info.set_defaults(command=lambda args: runtime.show_info())
+
+    warmup = commands.add_parser("warmup", help="compile ahead, so that no first call waits")
+    warmup.set_defaults(command=_warmup)
+    warmup.add_argument("--functions", metavar="NAME,…", type=_names, help="default: all")
+    warmup.add_argument("--dtypes", metavar="NAME,…", type=_names, help="default: the library's choice")
+
+    for command in (running, demo, warmup):
+        command.add_argument(
+            "--threads", type=_positive, metavar="N", help="default: what the machine allows"
+        )
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise ValueError
+    return number
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+_count.__name__, _positive.__name__ = "count", "positive number"  # argparse says: invalid … value
+
+
+def _set_threads(args: argparse.Namespace) -> None:
+    if args.threads is not None:
+        runtime.set_num_threads(args.threads)
+
+
+def _score(args: argparse.Namespace) -> None:
+    _set_threads(args)
+    if args.outputs and args.out is None:
+        raise InputError("--outputs needs --out FILE to write to")
+    options: dict[str, Any] = {
+        name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None
+    }
+    if "class_weight" in options:
+        weights = open_array(args.class_weight, "class_weight")
+        weights.lay_out(None)
+        options["class_weight"] = weights.rows(0, weights.n_rows).astype(float)
+        weights.close()
+    request = Request(
+        x=args.x,
+        y=args.y,
+        loss=args.loss,
+        form=args.form,
+        y_form=args.y_form,
+        axis=args.axis,
+        outputs=tuple(dict.fromkeys(args.outputs)),
+        out=args.out,
+        n_hardest=args.hardest,
+        block_rows=args.block_rows,
+        bfloat16=args.dtype == "bfloat16",
+        options=options,
+    )
+    with _Progress() as progress:
+        facts = score_files(request, progress)
+    print(json.dumps(facts) if args.json else _report.text(facts))
+    if args.out is not None and not args.json:
+        print(f"\nwrote {args.out}: {', '.join(request.outputs or (facts['value'],))}")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from .demo import run
+
+    _set_threads(args)
+    run(quick=args.quick)
+
+
+def _warmup(args: argparse.Namespace) -> None:
+    _set_threads(args)
+    begun = time.monotonic()
+    with _Progress() as progress:
+        try:
+            runtime.warmup(args.functions, args.dtypes, progress=progress)
+        except (ValueError, TypeError) as error:
+            raise InputError(str(error)) from None
+    print(f"compiled {progress.total} kernels in {time.monotonic() - begun:.1f} s")
