@@ -14,6 +14,8 @@ type_name = "float16, bfloat16, float32, float64 or integers (computed as float6
 
 Array = npt.NDArray[Any]
 
+SMALL = 1 << 16  # elements: weights up to this size are converted at the door, larger ones block by block
+
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     """By name, so that `ml_dtypes` is not imported to ask."""
@@ -139,6 +141,8 @@ def broadcast_against(name: str, value: Any, shape: tuple[int, ...]) -> Array | 
     if value is None:
         return None
     array = as_real(name, value)
+    if array.size <= SMALL:
+        array = array.astype(np.float64)
     try:
         return np.broadcast_to(array, shape)
     except ValueError:

@@ -237,6 +237,7 @@ def execute(
     except IndexError:
         for out in given:
             out[...] = np.nan
+        check_targets(call)  # names the lowest row, whichever was found first
         raise
     if mean_gradient and scale == 0:
         for out in call.maps.values():

@@ -259,7 +259,8 @@ class _Job:
         ignore, weights = (self.request.options.get(name) for name in ("ignore_index", "class_weight"))
         counts = None
         if ignore is not None:
-            counts = (y != ignore).reshape(*batch, -1).any(axis=-1).reshape(-1)
+            kept = y != ignore
+            counts = (kept if kept.ndim == len(batch) else kept.any(axis=-1)).reshape(-1)
         if labels is None or weights is None:
             return counts, labels, None
         classes = labels.astype(np.int64)
@@ -270,11 +271,8 @@ class _Job:
 
         def renamed(match: re.Match[str]) -> str:
             place = tuple(int(i) for i in re.findall(r"\d+", match[0]))
-            local = int(np.ravel_multi_index(place[: len(batch)], batch))
-            row = self.summary.row_name(start + local)
-            rest = place[len(batch) :]
-            if not rest:
-                return f"row {row}"
-            return f"row {(*(row if isinstance(row, tuple) else (row,)), *rest)}"
+            row = self.summary.row_name(start + int(np.ravel_multi_index(place[: len(batch)], batch)))
+            inside = place[len(batch) :]  # of an element of the row
+            return f"row {(*np.atleast_1d(row).tolist(), *inside) if inside else row}"
 
         return re.sub(r"\brow (\d+|\(\d+(, \d+)*,?\))", renamed, message)

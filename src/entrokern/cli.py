@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code: 0, 2 after one line on stderr about what is wrong, 130 when interrupted.
     """
+    with suppress(ValueError):  # signals are the main thread's; a scheduler's end is an exit, which cleans up
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # a terminal that knows no σ shows a ? for it
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -201,7 +204,10 @@ _count.__name__, _positive.__name__ = "count", "positive number"  # argparse say
 
 def _set_threads(args: argparse.Namespace) -> None:
     if args.threads is not None:
-        runtime.set_num_threads(args.threads)
+        try:
+            runtime.set_num_threads(args.threads)
+        except ValueError as error:
+            raise InputError(str(error)) from None
 
 
 def _score(args: argparse.Namespace) -> None:

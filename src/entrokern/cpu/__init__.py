@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from .._call import Call
-from . import softmax
+from .quantities import QUANTITIES
 
 
 def run(call: Call) -> float:
     """Write every output of `call`; return the sum of its losses where it is asked for."""
-    from .. import reference
-    if call.quantity=="softmax" or (call.quantity=="cross_entropy" and call.form=="logits" and call.y is None):
-        return softmax.run(call)
-    return reference.run(call)
+    if call.n_rows == 0:
+        return 0.0
+    return QUANTITIES[call.quantity](call)

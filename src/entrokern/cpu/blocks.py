@@ -56,6 +56,18 @@ def view(typing, array, start, n):
 
 
 @intrinsic
+def slot_of(typing, stage, number, n):
+    """The first `n` elements of slot `number` of a scratch array."""
+
+    def build(context, builder, signature, arguments):
+        scratch, at, length = arguments
+        offset = builder.mul(at, context.get_constant(types.intp, BLOCK))
+        return _build_view(context, builder, signature.return_type, scratch, offset, length)
+
+    return stage(stage, types.intp, types.intp), build
+
+
+@intrinsic
 def block_of(typing, x, start, n, stage, slot):
     """The block that `load` has read: in `x` itself, or in slot `slot` of `stage`."""
     staged = not isinstance(stage, types.NoneType)

@@ -34,6 +34,8 @@ def finish_row(results, i, m, S, L, spread, above, argmax, y_logit, label, weigh
     results[MAX_PROB, i] = 1.0 / Z
     results[ARGMAX, i] = -1.0 if nan_row else argmax
     if label == -1:
+        # Without labels the row's loss is its entropy.
+        results[LOSS, i] = weight * results[ENTROPY, i] if weight != 0.0 else 0.0
         return
     gap = (m - y_logit) * inv_T
     results[LOG_PROB, i] = np.nan if label == -2 else -(L + gap)
@@ -63,6 +65,7 @@ def finish_infinite(results, i, m, first, above, y_logit, label, weight, smoothe
     results[MAX_PROB, i] = np.nan
     results[ARGMAX, i] = first
     if label == -1:
+        results[LOSS, i] = np.nan if weight != 0.0 else 0.0
         return
     counted = label != -2
     # inf - inf is undefined: the label's own logit is the infinite one.

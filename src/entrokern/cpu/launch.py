@@ -1,0 +1,109 @@
+"""From a call to kernels: operands, fixed chunks of rows, results into their arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .._arrays import Array
+from .._call import Call
+from . import threads
+from .operands import Operand, column, converted, operand
+
+CHUNK_ELEMENTS = 1 << 19  # a fixed cut, so that no result depends on the number of threads
+CHUNK_ROWS = 1 << 15
+
+
+def chunk_rows(k: int) -> int:
+    return max(1, min(CHUNK_ROWS, CHUNK_ELEMENTS // k))
+
+
+class Source:
+    """An input of a kernel: in place where a kernel is compiled for its dtype, else converted by chunks."""
+
+    def __init__(self, view: Array, dtypes: tuple[Any, ...]) -> None:
+        self.view = view.view(np.uint8) if view.dtype == np.bool_ and np.uint8 in dtypes else view
+        self.whole = operand(self.view) if self.view.dtype in dtypes else None
+
+    def rows(self, start: int, stop: int) -> Operand:
+        return self.whole if self.whole is not None else converted(self.view, start, stop)
+
+
+def target(array: Array | None) -> tuple[Any, Any]:
+    """An output of a kernel, or the pair that leaves it out."""
+    return (None, None) if array is None else tuple(operand(array))
+
+
+def ignore_array(call: Call, dtype: Any = np.int64) -> Array:
+    return np.array([] if call.ignore_index is None else [call.ignore_index], dtype)
+
+
+def row_weights(call: Call, start: int, stop: int) -> Array:
+    return column(call.sample_weight, start, stop, np.float64)
+
+
+def by_rows(call: Call, names: tuple[str, ...], work: Callable[[int, int, Array], int]) -> float:
+    """Run ``work(start, stop, results)`` over chunks of rows and deliver the results by name.
+
+    `work` fills ``results[i]`` with the row results called ``names[i]`` (the first is the loss) and
+    returns the index of the first bad target of its chunk, or -1.
+    """
+    n, step = call.n_rows, chunk_rows(call.k)
+    sums = [0.0] * -(-n // step)
+    outputs = [
+        (i, call.rows[name], call.rows[name].flags.c_contiguous) for i, name in enumerate(names) if name in call.rows
+    ]
+
+    def run_chunk(c: int) -> None:
+        start, stop = c * step, min(n, (c + 1) * step)
+        results = np.empty((len(names), stop - start))
+        bad = work(start, stop, results)
+        if bad >= 0:
+            raise IndexError(start + bad)
+        with np.errstate(all="ignore"):
+            for i, out, contiguous in outputs:
+                (out.reshape(-1) if contiguous else out.flat)[start:stop] = results[i]
+        if call.total:
+            sums[c] = float(results[0].sum())
+
+    threads.run_chunks(len(sums), run_chunk)
+    return math.fsum(sums)
+
+
+def by_elements(
+    arrays: dict[str, Array | None], work: Callable[[dict[str, Array | None], int, int, int, int], float]
+) -> float:
+    """Run ``work(arrays, first, n, low, high)`` over chunks of rows and columns; return the sum of its results.
+
+    Arrays that lie in memory as one line each are taken as one long row, so that short rows cost nothing.
+    """
+    present = [a for a in arrays.values() if a is not None]
+    shape = present[0].shape
+    if all(a.flags.c_contiguous or not any(a.strides) for a in present):
+        line = (1, math.prod(shape))
+
+        def flatten(a: Array | None) -> Array | None:
+            if a is None:
+                return None
+            return a.reshape(line) if a.flags.c_contiguous else np.broadcast_to(a[(0,) * a.ndim], line) if a.size else a.reshape(line)
+
+        arrays = {name: flatten(a) for name, a in arrays.items()}
+        shape = line
+    k = shape[-1]
+    n = math.prod(shape[:-1])
+    rows, columns = chunk_rows(max(k, 1)), CHUNK_ELEMENTS
+    jobs = [
+        (first, min(rows, n - first), low, min(k, low + columns))
+        for first in range(0, n, rows)
+        for low in range(0, k, columns)
+    ]
+    sums = [0.0] * len(jobs)
+
+    def run_job(i: int) -> None:
+        sums[i] = work(arrays, *jobs[i])
+
+    threads.run_chunks(len(jobs), run_job)
+    return math.fsum(sums)

@@ -1,0 +1,246 @@
+"""Which kernel runs which quantity, and with what: the table that the backend looks calls up in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .._arrays import Array
+from .._call import Call
+from . import distributions, elements
+from .blocks import BLOCK
+from .distributions import FORM_CODES
+from .finish import ROW_RESULTS
+from .launch import Source, by_elements, by_rows, ignore_array, row_weights, target
+from .maps import MAPS
+from .operands import column, operand
+from .rows import softmax_rows
+
+LOG2E = 1.4426950408889634
+NOTHING = np.empty(0)
+NO_LABELS = np.empty(0, np.int64)
+
+
+def from_labels(call: Call) -> bool:
+    """Whether the rows are logits with labels or without a target: one record per row says it all."""
+    return call.form == "logits" and call.y is None
+
+
+def compute_dtype(call: Call) -> np.dtype[Any]:
+    """float32 where its rounding stays within the contract, else float64.
+
+    A softcap can leave a difference far smaller than the logits; with smoothing or a z-loss the gradient
+    is a difference of numbers that can be nearly equal.
+    """
+    if call.x.itemsize == 8 or call.softcap is not None:
+        return np.dtype(np.float64)
+    mixed = call.label_smoothing != 0.0 or call.z_loss != 0.0
+    return np.dtype(np.float64 if mixed and "grad" in call.maps else np.float32)
+
+
+def in_place_last(call: Call) -> list[str]:
+    """The maps' names, the gradient last: it may overwrite the rows that the others are read from."""
+    return sorted(call.maps, key=lambda name: name == "grad")
+
+
+def softmax(call: Call) -> float:
+    """Statistics of rows of logits, their CE with labels, and the maps of both."""
+    dtype = compute_dtype(call)
+    x = operand(call.x)
+    in_place = x.flat.dtype == dtype and x.geometry[0] == 1 and call.softcap is None
+    scale = dtype.type(LOG2E / call.temperature)
+    w = call.class_weight
+    w_mean = 1.0 if w is None else float(w.mean())
+    options = np.array(
+        [call.temperature, call.unit, call.label_smoothing, call.z_loss, call.softcap or 0.0, call.map_scale, w_mean]
+    )
+    more = call.quantity == "entropy" or not {"entropy", "rank", "argmax"}.isdisjoint(call.rows)
+    outputs = [(MAPS[name], *operand(call.maps[name])) for name in in_place_last(call)]
+    ignore, class_weight = ignore_array(call), NOTHING if w is None else w
+
+    def work(start: int, stop: int, results: Array) -> int:
+        labels = column(call.labels, start, stop, np.int64)
+        weights = row_weights(call, start, stop)
+        stage = None if in_place else np.empty(2 * BLOCK, dtype)
+        scratch = np.empty(BLOCK, dtype) if outputs else None
+        bad = -1
+        for kind, out, geometry in outputs or [(0, None, None)]:
+            bad = softmax_rows(
+                x.flat, x.geometry, start, stop - start, call.k, labels, ignore, weights, class_weight, options,
+                scale, stage, more, results, kind, out, geometry, scratch,
+            )  # fmt: skip
+            if bad >= 0:
+                break
+        return int(bad)
+
+    return by_rows(call, ROW_RESULTS, work)
+
+
+def cross_entropy(call: Call) -> float:
+    """CE: from labels by the row's record, else from the target distribution or the given probabilities."""
+    if from_labels(call):
+        return softmax(call)
+    x = operand(call.x)
+    y = None if call.y is None else Source(call.y, (call.x.dtype, np.float64))
+    outputs = [(("grad", "hess").index(name), *operand(call.maps[name])) for name in in_place_last(call)]
+    ignore = ignore_array(call)
+    class_weight = NOTHING if call.class_weight is None else call.class_weight
+    geometry_of_none = np.array([1, 0, 1, 1, 0])
+
+    def work(start: int, stop: int, results: Array) -> int:
+        b = (NOTHING, geometry_of_none) if y is None else y.rows(start, stop)
+        labels = column(call.labels, start, stop, np.int64)
+        weights, stage = row_weights(call, start, stop), np.empty(distributions.SLOTS * BLOCK)
+        bad = -1
+        for kind, out, geometry in outputs or [(0, None, None)]:
+            bad = distributions.cross_entropy_rows(
+                *x, *b, start, stop - start, call.k, FORM_CODES[call.form], labels, ignore, weights, class_weight,
+                call.label_smoothing, call.temperature, call.softcap or 0.0, call.z_loss, call.unit,
+                call.map_scale, stage, results, kind, out, geometry,
+            )  # fmt: skip
+            if bad >= 0:
+                break
+        return int(bad)
+
+    return by_rows(call, ("loss",), work)
+
+
+def score(call: Call) -> float:
+    """`softmax`, and for a target distribution its CE beside it."""
+    if call.y is None:
+        return softmax(call)
+    of_target = {"loss", "grad", "hess"}
+    rows, maps = call.rows, call.maps
+    call.rows = {name: out for name, out in rows.items() if name in of_target}
+    cross_entropy(call)
+    call.rows = {name: out for name, out in rows.items() if name not in of_target}
+    call.y, call.maps = None, {}
+    if call.rows:
+        softmax(call)
+    return 0.0
+
+
+def entropy(call: Call) -> float:
+    if call.form == "logits":
+        # A statistic of the row: without labels the kernel takes it for the loss.
+        if "grad" in call.maps:
+            call.maps = {"entropy_grad": call.maps["grad"]}
+        return softmax(call)
+    x = operand(call.x)
+    grad, grad_geometry = target(call.maps.get("grad"))
+
+    def work(start: int, stop: int, results: Array) -> int:
+        distributions.entropy_rows(
+            *x, start, stop - start, call.k, FORM_CODES[call.form], call.unit, call.map_scale,
+            row_weights(call, start, stop), np.empty(distributions.SLOTS * BLOCK), results, grad, grad_geometry,
+        )  # fmt: skip
+        return -1
+
+    return by_rows(call, ("loss",), work)
+
+
+def divergence(call: Call) -> float:
+    assert call.y is not None
+    x = operand(call.x)
+    y = Source(call.y, (call.x.dtype, np.float64))
+    grad_p, grad_q = target(call.maps.get("grad_p")), target(call.maps.get("grad_q"))
+
+    def work(start: int, stop: int, results: Array) -> int:
+        distributions.divergence_rows(
+            *x, *y.rows(start, stop), start, stop - start, call.k,
+            call.quantity == "js_divergence", call.js_weight, FORM_CODES[call.form], FORM_CODES[call.y_form],
+            call.temperature, call.unit, call.map_scale, row_weights(call, start, stop),
+            np.empty(distributions.SLOTS * BLOCK), results, *grad_p, *grad_q,
+        )  # fmt: skip
+        return -1
+
+    return by_rows(call, ("loss",), work)
+
+
+def binary_cross_entropy(call: Call) -> float:
+    assert call.y is not None
+    ignore = ignore_array(call, np.float64)
+    whole_numbers = call.y.dtype.kind in "iu"
+
+    def binary(arrays: dict[str, Array | None], first: int, n: int, low: int, high: int, results: Array) -> int:
+        def source(name: str, dtypes: tuple[Any, ...]) -> tuple[Any, Any]:
+            view = arrays[name]
+            return (None, None) if view is None else tuple(Source(view, dtypes).rows(first, first + n))
+
+        x_dtype = arrays["x"].dtype  # type: ignore[union-attr]
+        weights = NOTHING if call.elementwise else row_weights(call, first, first + n)
+        return int(
+            elements.binary_rows(
+                *source("x", (x_dtype,)), *source("t", (x_dtype, np.uint8, np.float64)),
+                *source("pos", (np.float64,)), *source("weight", (np.float64,)), first, n, low, high, whole_numbers,
+                not call.elementwise, FORM_CODES[call.form], call.label_smoothing, ignore, call.unit, call.map_scale, weights,
+                np.empty(elements.SLOTS * BLOCK), results,
+                *target(arrays["loss"]), *target(arrays["grad"]), *target(arrays["hess"]),
+            )
+        )  # fmt: skip
+
+    arrays = {
+        "x": call.x,
+        "t": call.y,
+        "pos": call.pos_weight,
+        "weight": call.sample_weight if call.elementwise else None,
+        "loss": call.rows.get("loss") if call.elementwise else None,
+        "grad": call.maps.get("grad"),
+        "hess": call.maps.get("hess"),
+    }
+    if not call.elementwise:
+        return by_rows(
+            call, ("loss",), lambda start, stop, results: binary(arrays, start, stop - start, 0, call.k, results)
+        )
+
+    def work(arrays: dict[str, Array | None], first: int, n: int, low: int, high: int) -> float:
+        results = np.zeros((1, n))
+        if binary(arrays, first, n, low, high, results) >= 0:
+            raise IndexError(first)
+        return float(results.sum())
+
+    return by_elements(arrays, work)
+
+
+def information(call: Call) -> float:
+    def work(arrays: dict[str, Array | None], first: int, n: int, low: int, high: int) -> float:
+        x, out = arrays["x"], arrays["out"]
+        assert x is not None
+        elements.information_rows(
+            *operand(x), first, n, low, high, call.unit,
+            np.empty(elements.SLOTS * BLOCK), *target(out),
+        )  # fmt: skip
+        return 0.0
+
+    return by_elements({"x": call.x, "out": call.maps["information"]}, work)
+
+
+def kl_estimate(call: Call) -> float:
+    def work(arrays: dict[str, Array | None], first: int, n: int, low: int, high: int) -> float:
+        x, y = arrays["x"], arrays["y"]
+        assert x is not None
+        assert y is not None
+        results = np.zeros((1, n))
+        elements.kl_estimate_rows(
+            *operand(x), *Source(y, (x.dtype, np.float64)).rows(first, first + n),
+            first, n, low, high, int(call.estimator[1]), np.empty(elements.SLOTS * BLOCK), results,
+            *target(arrays["out"]),
+        )  # fmt: skip
+        return float(results.sum())
+
+    return by_elements({"x": call.x, "y": call.y, "out": call.rows.get("loss")}, work)
+
+
+QUANTITIES: dict[str, Callable[[Call], float]] = {
+    "binary_cross_entropy": binary_cross_entropy,
+    "cross_entropy": cross_entropy,
+    "entropy": entropy,
+    "information": information,
+    "js_divergence": divergence,
+    "kl_divergence": divergence,
+    "kl_estimate": kl_estimate,
+    "score": score,
+    "softmax": softmax,
+}
