@@ -1,13 +1,7 @@
-"""Compiling: what is inlined, what is a kernel, and where compiled kernels are kept on disk.
-
-A kernel is compiled at its first call for the types at hand and stored in a folder whose name holds
-the version and a hash of the kernels' sources, so that a changed formula is never served from an old
-file. Where no folder can be written, kernels are compiled again in each process.
-"""
+"""Compiling: what is inlined, what is a kernel, and how a compiled kernel gets to disk and back."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import os
@@ -22,6 +16,7 @@ from numba.core import caching, compiler
 from numba.extending import register_jitable
 
 from .. import _formulas
+from .._cache import cache_folder
 
 # Fused multiply-add is allowed everywhere; sums may be reordered only where a function asks for it,
 # and no function may assume that there is no NaN or infinity.
@@ -49,39 +44,6 @@ def kernel(function: Any) -> Any:
     dispatcher._cache = DiskCache(function)
     KERNELS[function.__name__] = dispatcher
     return dispatcher
-
-
-@functools.cache
-def sources_hash() -> str:
-    """A hash of everything that a kernel is compiled from."""
-    package = Path(__file__).resolve().parent
-    files = [package.parent / "_formulas.py", *sorted(package.glob("*.py"))]
-    digest = hashlib.sha256()
-    for file in files:
-        try:
-            digest.update(file.name.encode() + file.read_bytes())
-        except OSError:  # a zipped package: its sources cannot change under us
-            digest.update(file.name.encode())
-    return digest.hexdigest()[:16]
-
-
-def cache_folder() -> Path | None:
-    """Where compiled kernels are kept, or None where no such folder can be written."""
-    from .. import __version__
-
-    given = os.environ.get("ENTROKERN_CACHE_DIR")
-    try:
-        if given:
-            root = Path(given).expanduser()
-        else:
-            caches = os.environ.get("XDG_CACHE_HOME")
-            root = (Path(caches) if caches else Path.home() / ".cache") / "entrokern"
-        folder = root / f"{__version__}-{sources_hash()}"
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except (OSError, RuntimeError):  # read-only, full, or no home at all
-        return None
-    return folder
 
 
 class DiskCache(caching._Cache):  # type: ignore[misc]

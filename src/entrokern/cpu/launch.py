@@ -10,7 +10,7 @@ import numpy as np
 
 from .._arrays import Array
 from .._call import Call
-from . import threads
+from .. import _threads as threads
 from .operands import Operand, column, converted, operand
 
 CHUNK_ELEMENTS = 1 << 19  # a fixed cut, so that no result depends on the number of threads
