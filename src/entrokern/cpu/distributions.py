@@ -12,7 +12,7 @@ from .. import _formulas
 from .blocks import BLOCK, CLASS_STRIDE, load, load_one, row_start, slot_of, store, store_constant, view
 from .compile import inline, inline_sums, kernel
 from .math import LOG2E, exp, log, log1p
-from .rows import first_bad_label, scan
+from .rows import class_of, first_bad_label, scan
 from .statistics import block_max, first_position, row_record, sum_without_max
 
 LOGITS, LOG_PROBS, PROBS = range(3)
@@ -373,9 +373,8 @@ def cross_entropy_rows(
     inv_T, scale, dense = 1.0 / temperature, LOG2E / temperature, labels.size == 0
     stride, y_stride = geometry[CLASS_STRIDE], y_geometry[CLASS_STRIDE]
     for i in range(n):
-        label = -1 if dense else labels[i]
-        weight = weights[i] if weights.size else 1.0
-        weight = 0.0 if not dense and (label < 0 or label >= k) else weight
+        label = -1 if dense else class_of(labels[i], ignore)
+        weight = weights[i] if weights.size and label != -2 else (0.0 if label == -2 else 1.0)
         if weight == 0.0:
             results[0, i] = 0.0
             if out is not None:

@@ -23,6 +23,12 @@ def first_bad_label(labels, k, ignore):
 
 
 @inline
+def class_of(label, ignore):
+    """A checked label as the kernels use it: -2 for an ignored one, which may also be a class's number."""
+    return -2 if ignore.size and label == ignore[0] else label
+
+
+@inline
 def row_gaps(x, start, stride, k, reference, class_weight, cap, stage, slot):
     """``Σ_c w_c·(reference - x_c)``, what label smoothing adds."""
     total = 0.0
@@ -70,10 +76,8 @@ def softmax_rows(
         next_start = row_start(geometry, first + i + 1) if i + 1 < n else start
         label, y_logit, w_y = -1, np.inf, 1.0
         if labels.size:
-            label = labels[i]
-            if label < 0 or label >= k:
-                label = -2
-            else:
+            label = class_of(labels[i], ignore)
+            if label >= 0:
                 y_logit = np.float64(load_one(x, start + label * stride, cap, stage))
                 w_y = class_weight[label] if class_weight.size else 1.0
         weight = weights[i] if weights.size else 1.0

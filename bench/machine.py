@@ -1,0 +1,51 @@
+"""What the numbers were measured on: no names of hosts, users or folders."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import entrokern as ek
+import frameworks
+from entrokern.cpu import threads
+
+PACKAGES = ("numpy", "numba", "llvmlite", "scipy", *frameworks.INSTALLED)
+
+
+def cpu_name() -> str:
+    try:
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def caches() -> dict[str, str]:
+    """The data caches of the first core, as the kernel tells them: ``{"L1": "48K", …}``."""
+    sizes = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            if (index / "type").read_text().strip() != "Instruction":
+                sizes["L" + (index / "level").read_text().strip()] = (index / "size").read_text().strip()
+        except OSError:
+            continue
+    return sizes
+
+
+def describe() -> dict[str, Any]:
+    return {
+        "cpu": cpu_name(),
+        "cores": threads.available_cores(),
+        "threads": threads.num_threads(),
+        "caches": caches(),
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "python": platform.python_version(),
+        "versions": {
+            "entrokern": ek.__version__,
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+    }

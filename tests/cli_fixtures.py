@@ -1,0 +1,60 @@
+"""Fixtures for the tests of the command line: arrays in files, and ways to run it."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from entrokern import cli
+
+N, K = 1000, 7
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A folder, made the current one, with arrays in files; the arrays as attributes."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(N, K)).astype(np.float32)
+    p, q = rng.dirichlet(np.ones(K), (2, N))
+    arrays = {
+        "x": x, "y": rng.integers(0, K, N), "p": p, "q": q, "r": q[0], "t": rng.integers(0, 2, (N, K)),
+        "z": x[:, 0], "zt": rng.integers(0, 2, N), "w": rng.uniform(0.5, 2, K),
+    }  # fmt: skip
+    for name, array in arrays.items():
+        np.save(name, array)
+    return SimpleNamespace(**arrays)
+
+
+@pytest.fixture
+def score(capsys):
+    """Run `entrokern score … --json` and return the facts."""
+
+    def run(*args: str, block_rows: int | None = 64):
+        blocks = [] if block_rows is None else ["--block-rows", str(block_rows)]
+        code = cli.main(["score", *args, "--json", *blocks])
+        out, err = capsys.readouterr()
+        assert (code, err) == (0, "")
+        return json.loads(out)
+
+    return run
+
+
+@pytest.fixture
+def complaint(capsys):
+    """Run the command line and return the one line on stderr; the exit code must be 2."""
+
+    def run(*args: str) -> str:
+        code = cli.main(args)
+        out, err = capsys.readouterr()
+        assert code == 2
+        assert out == ""
+        assert err.startswith("entrokern: ")
+        assert err.endswith("\n")
+        assert err.count("\n") == 1
+        return err[len("entrokern: ") : -1]
+
+    return run

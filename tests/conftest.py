@@ -1,0 +1,58 @@
+"""What all tests share: the backends, the hypothesis profile and the table of worst errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import hypothesis
+import pytest
+
+import entrokern as ek
+
+# The same examples in every run (a failure can be repeated), and no time limit per example: the
+# first one of each kind compiles a kernel. `backend` is reset by its own context, so one fixture
+# for all examples of a test is what is wanted.
+hypothesis.settings.register_profile(
+    "entrokern",
+    derandomize=True,
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("entrokern")
+
+WORST = pytest.StashKey[dict[tuple[str, str], dict[str, tuple[float, str]]]]()
+
+
+@pytest.fixture(params=list(ek.backends()))
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend in turn; the test runs on it."""
+    with ek.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def record_error(request: pytest.FixtureRequest) -> Callable[[str, str, str, float], None]:
+    """Remember the worst error of an output, in units of its bound, for the table at the end."""
+    worst = request.config.stash.setdefault(WORST, {})
+    name = request.node.name
+
+    def record(output: str, backend: str, dtype: str, error: float) -> None:
+        cells = worst.setdefault((output, backend), {})
+        if error >= cells.get(dtype, (-1.0, ""))[0]:
+            cells[dtype] = (error, name)
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    worst = config.stash.get(WORST, {})
+    if not worst:
+        return
+    dtypes = sorted({dtype for cells in worst.values() for dtype in cells})
+    write = terminalreporter.write_line
+    terminalreporter.section("worst error in units of the bound (contract: at most 1)")
+    write(f"{'output':34} {'backend':10}" + "".join(f"{dtype:>10}" for dtype in dtypes))
+    for (output, backend), cells in sorted(worst.items()):
+        values = (f"{cells[dtype][0]:10.3f}" if dtype in cells else f"{'-':>10}" for dtype in dtypes)
+        write(f"{output:34} {backend:10}" + "".join(values))
