@@ -10,7 +10,7 @@ from typing import Any
 
 import entrokern as ek
 import frameworks
-from entrokern.cpu import threads
+from entrokern import _threads
 
 PACKAGES = ("numpy", "numba", "llvmlite", "scipy", *frameworks.INSTALLED)
 
@@ -38,8 +38,8 @@ def caches() -> dict[str, str]:
 def describe() -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
-        "cores": threads.available_cores(),
-        "threads": threads.num_threads(),
+        "cores": _threads.available_cores(),
+        "threads": _threads.num_threads(),
         "caches": caches(),
         "system": platform.system(),
         "architecture": platform.machine(),

@@ -17,7 +17,7 @@ from numba.extending import intrinsic, overload
 from numba.np import arrayobj
 
 from .compile import inline
-from .math import bits32, float32_of
+from .math import absolute, bits32, exp, float32_of
 
 BLOCK = 1024  # elements: small enough that several fit in L1, long enough to hide the loop's ends
 
@@ -172,6 +172,17 @@ def _narrow(value, like):
 def soft_capped(value, cap):
     """``c·tanh(x/c)``; -inf stays -inf, so that a class can be masked."""
     return value if value == -np.inf else cap * math.tanh(value / cap)
+
+
+@inline
+def through_softcap(values, x, start, stride, cap):
+    """The chain rule for ``c·tanh(x/c)``: ``1 - tanh²`` is ``4u/(1+u)²`` with ``u = e^(-2|x|/c)``.
+
+    From `x` as given: of the capped value only the last digits would tell, where it is near the cap.
+    """
+    for i in range(values.size):
+        u = exp(-2.0 * absolute(np.float64(widen(x[start + i * stride]))) / cap)
+        values[i] *= 4.0 * u / ((1.0 + u) * (1.0 + u))
 
 
 @inline

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import _formulas
-from .blocks import BLOCK, CLASS_STRIDE, load, load_one, row_start, slot_of, store, store_constant, view
+from .blocks import BLOCK, CLASS_STRIDE, load, load_one, row_start, slot_of, store, store_constant, through_softcap, view
 from .compile import inline, inline_sums, kernel
 from .math import LOG2E, exp, log, log1p
 from .rows import class_of, first_bad_label, scan
@@ -417,10 +417,7 @@ def cross_entropy_rows(
                                 gradient[c] = unit * inv_T * A * p[c] * rest
                             gradient[c] *= factor
                         if cap > 0.0:
-                            raw = slot_of(stage, LOADED, size)
-                            for c in range(size):
-                                t = raw[c] / cap
-                                gradient[c] *= (1.0 - t) * (1.0 + t) if raw[c] > -np.inf else 0.0
+                            through_softcap(gradient, x, start + b * stride, stride, cap)
                     elif form == LOG_PROBS:
                         for c in range(size):
                             gradient[c] = -factor * unit * target[c]

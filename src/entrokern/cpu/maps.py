@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import _formulas
-from .blocks import BLOCK, block_of, load, store, store_constant, view
+from .blocks import BLOCK, block_of, load, store, store_constant, through_softcap, view
 from .compile import inline
 from .finish import CAP, LN2, MAP_SCALE, SMOOTHING, TEMPERATURE, UNIT, W_MEAN, Z_LOSS
 from .math import cast, exp2, floored
@@ -52,14 +52,6 @@ def smoothed_gradient(block, m, scale, Z, A, soft, class_weight, z_slope, factor
         p = e / Z
         b = soft * class_weight[i] if class_weight.size else soft
         work[i] = factor * (_formulas.softmax_gradient(A, b, p, (Z - e) / Z) + z_slope * p)
-
-
-@inline
-def through_softcap(block, cap, work):
-    """The chain rule for ``c·tanh(x/c)``, whose value the block holds."""
-    for i in range(block.size):
-        t = block[i] / cap
-        work[i] *= (1.0 - t) * (1.0 + t) if block[i] > -np.inf else 0.0
 
 
 @inline
@@ -119,5 +111,5 @@ def write_map(
         else:
             shifted(block, m_, cast(inv_T, scale), cast(0.0 if undefined else L, scale), target)
         if cap > 0.0:
-            through_softcap(block, cap, target)
+            through_softcap(target, x, start + b * stride, stride, cap)
         store(target, out, out_start + b * out_stride, out_stride)
