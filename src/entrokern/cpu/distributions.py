@@ -13,7 +13,7 @@ from .blocks import BLOCK, CLASS_STRIDE, load, load_one, row_start, slot_of, sto
 from .compile import inline, inline_sums, kernel
 from .math import LOG2E, exp, log, log1p
 from .rows import class_of, first_bad_label, scan
-from .statistics import block_max, first_position, row_record, sum_without_max
+from .statistics import block_max, first_position, row_record
 
 LOGITS, LOG_PROBS, PROBS = range(3)
 FORM_CODES = {"logits": LOGITS, "log_probs": LOG_PROBS, "probs": PROBS}
@@ -33,19 +33,8 @@ def normaliser(x, start, stride, k, form, scale, cap, stage):
     n = min(BLOCK, k)
     load(x, start, stride, n, cap, stage, 0)
     ahead = block_max(slot_of(stage, 0, n), -np.inf)
-    m, rest, star, at, _, _, _, _ = row_record(
-        x, start, stride, k, start, ahead, 0, scale, cap, stage, False, np.inf
-    )
-    if not -np.inf < m < np.inf:
-        return m, np.nan, np.nan
-    Z = rest + star
-    S = Z - 1.0
-    if Z < 2.0:
-        n = min(BLOCK, k - at)
-        load(x, start + at * stride, stride, n, cap, stage, 0)
-        without, _ = sum_without_max(slot_of(stage, 0, n), m, scale)
-        S = rest + without
-    return m, log1p(S), S
+    m, S, _, _, _, _, _ = row_record(x, start, stride, k, start, ahead, 0, scale, cap, stage, False, np.inf)
+    return (m, log1p(S), S) if -np.inf < m < np.inf else (m, np.nan, np.nan)
 
 
 @inline
@@ -400,7 +389,7 @@ def cross_entropy_rows(
                     A += part
                     if argmax < 0 and form == LOGITS:
                         position = first_position(slot_of(stage, LOADED, size), m)
-                        argmax = b + position if position >= 0 else -1
+                        argmax = b + position if position < size else -1
                 elif out is not None:
                     gradient = slot_of(stage, OUT_P, size)
                     factor = weight * map_scale

@@ -9,7 +9,7 @@ from .compile import inline, kernel
 from .finish import CAP, SMOOTHING, finish_infinite, finish_row
 from .maps import write_map
 from .math import cast, log1p
-from .statistics import block_gaps, block_max, first_position, row_record, sum_without_max
+from .statistics import block_gaps, block_max, first_position, row_record
 
 
 @inline
@@ -81,29 +81,23 @@ def softmax_rows(
                 y_logit = np.float64(load_one(x, start + label * stride, cap, stage))
                 w_y = class_weight[label] if class_weight.size else 1.0
         weight = weights[i] if weights.size else 1.0
-        m, rest, star, at, spread, above, ahead, slot = row_record(
+        m, S, spread, at, above, ahead, slot = row_record(
             x, start, stride, k, next_start, ahead, slot, scale, cap, stage, more, cast(y_logit, scale)
         )
-        Z, S, L, argmax = rest + star, np.nan, np.nan, 0
+        L, argmax = np.nan, at
         infinite = m == -np.inf or m == np.inf
         if infinite:
             has_nan, m, argmax, above, weighs = scan(x, start, stride, k, y_logit, class_weight, cap, stage)
             if has_nan:
-                infinite, spread = False, np.nan
+                infinite, S = False, np.nan
             else:
                 smoothed = weighs and options[SMOOTHING] > 0.0
                 finish_infinite(results, i, m, argmax, above, y_logit, label, weight, smoothed)
         else:
-            load(x, start + at * stride, stride, min(BLOCK, k - at), cap, stage, 1 - slot)
-            block = block_of(x, start + at * stride, min(BLOCK, k - at), stage, 1 - slot)
-            if Z < 2.0:
-                # A confident row: all its digits are in what is left of the sum without the largest term.
-                without, position = sum_without_max(block, cast(m, scale), scale)
-                S = rest + without
-            else:
-                position = first_position(block, m) if more or out is not None else 0
-                S = Z - 1.0
-            argmax = at + position
+            if more or out is not None:
+                load(x, start + at * stride, stride, min(BLOCK, k - at), cap, stage, 1 - slot)
+                block = block_of(x, start + at * stride, min(BLOCK, k - at), stage, 1 - slot)
+                argmax = at + first_position(block, cast(m, scale))
             L = log1p(S)
         if not infinite:
             gaps = 0.0

@@ -1,9 +1,8 @@
 """What a row of logits says, from one read: records of blocks, merged.
 
-A record is ``(m, rest, star, at, spread, above)``: the largest logit; ``Σ e^(z-m)`` over all blocks but
-the one that holds it, and over that one; where that block begins; ``Σ e^(z-m)·log2 e^(z-m)``; and how
-many logits lie above the label's. Keeping the star block apart lets `sum_without_max` leave the largest
-logit out of the sum by reading one block again, which a confident row needs for its digits.
+A record is ``(m, S, spread)``: the largest logit; ``Σ e^(z-m)`` over the others (one instance of the
+largest left out, so that a confident row keeps its digits); and ``Σ e^(z-m)·log2 e^(z-m)``. Beside them
+go where the block with the largest logit begins, and how many logits lie above the label's.
 """
 
 from __future__ import annotations
@@ -27,9 +26,12 @@ def block_max(block, lowest):
     return m
 
 
+# Subtract first: ``x·scale - m·scale`` (``scale = log2(e)/T``) would cancel at a large common offset.
+
+
 @inline_sums
 def block_sum(block, m, scale):
-    """``Σ e^(z-m)`` for ``scale = log2(e)/T``. Subtract first: ``x·scale - m·scale`` would cancel."""
+    """``Σ e^(z-m)`` of a block whose logits do not exceed `m`."""
     total = cast(0.0, scale)
     for i in range(block.size):
         total += exp2(floored((block[i] - m) * scale))
@@ -37,10 +39,9 @@ def block_sum(block, m, scale):
 
 
 @inline_sums
-def block_sum_and_max_ahead(block, m, scale, ahead, lowest):
+def block_sum_ahead(block, m, scale, ahead, lowest):
     """`block_sum`, and in the same loop the maximum of a block of the same length."""
-    total = cast(0.0, scale)
-    top = lowest
+    total, top = cast(0.0, scale), lowest
     for i in range(block.size):
         top = maximum(top, ahead[i])
         total += exp2(floored((block[i] - m) * scale))
@@ -48,17 +49,44 @@ def block_sum_and_max_ahead(block, m, scale, ahead, lowest):
 
 
 @inline_sums
-def block_sums(block, m, scale, y_logit):
-    """``Σ e^(z-m)``, ``Σ e^(z-m)·log2 e^(z-m)`` and the number of logits above `y_logit`."""
-    total, spread = cast(0.0, scale), cast(0.0, scale)
+def block_rest(block, m, scale):
+    """``Σ e^(z-m)`` over the logits below the block's largest one `m`, and how many equal it."""
+    total, ties = cast(0.0, scale), cast(0.0, scale)
+    zero, one = cast(0.0, scale), cast(1.0, scale)
+    for i in range(block.size):
+        e = exp2(floored((block[i] - m) * scale))
+        total += zero if block[i] == m else e
+        ties += one if block[i] == m else zero
+    return total, ties
+
+
+@inline_sums
+def block_rest_ahead(block, m, scale, ahead, lowest):
+    """`block_rest`, and in the same loop the maximum of a block of the same length."""
+    total, ties, top = cast(0.0, scale), cast(0.0, scale), lowest
+    zero, one = cast(0.0, scale), cast(1.0, scale)
+    for i in range(block.size):
+        top = maximum(top, ahead[i])
+        e = exp2(floored((block[i] - m) * scale))
+        total += zero if block[i] == m else e
+        ties += one if block[i] == m else zero
+    return total, ties, top
+
+
+@inline_sums
+def block_statistics(block, m, scale, y_logit):
+    """`block_rest`, ``Σ e^(z-m)·log2 e^(z-m)``, and the number of logits above `y_logit`."""
+    total, ties, spread = cast(0.0, scale), cast(0.0, scale), cast(0.0, scale)
+    zero, one = cast(0.0, scale), cast(1.0, scale)
     above = np.int32(0)
     for i in range(block.size):
         t = floored((block[i] - m) * scale)
         e = exp2(t)
-        total += e
+        total += zero if block[i] == m else e
+        ties += one if block[i] == m else zero
         spread += e * t
         above += np.int32(1) if block[i] > y_logit else np.int32(0)
-    return total, spread, above
+    return total, ties, spread, above
 
 
 @inline_sums
@@ -76,19 +104,21 @@ def block_gaps(block, reference, weights):
 
 
 @inline
-def merge(m_a, rest_a, star_a, at_a, spread_a, m_b, rest_b, star_b, at_b, spread_b, scale):
-    """The record of two parts of a row; on equal maxima the first part keeps the star.
+def merge(m_a, S_a, spread_a, m_b, S_b, spread_b, scale):
+    """The record of two parts of a row.
 
-    An empty part has ``m = -inf`` and sums of 0, or of NaN, which stays. Shifts are floored, so that
-    -inf times a sum of 0 is 0.
+    The part with the smaller maximum adds ``e^(m_a - m_b)·(1 + S)``. A part without a finite logit has
+    ``m = -inf`` and sums of 0, or of NaN, which stays; the floored shift keeps ``-inf·0`` out.
     """
     if m_b > m_a:
         shift = floored((m_a - m_b) * scale)
-        factor, low = exp2(shift), rest_a + star_a
-        return m_b, rest_b + factor * low, star_b, at_b, spread_b + factor * (spread_a + shift * low)
-    shift = floored((m_b - m_a) * scale) if m_b < m_a else 0.0
-    factor, low = exp2(shift), rest_b + star_b
-    return m_a, rest_a + factor * low, star_a, at_a, spread_a + factor * (spread_b + shift * low)
+        factor, Z = exp2(shift), (1.0 + S_a if m_a > -np.inf else S_a)
+        return m_b, S_b + factor * Z, spread_b + factor * (spread_a + shift * Z)
+    if m_b == -np.inf:
+        return m_a, S_a + S_b, spread_a + spread_b
+    shift = floored((m_b - m_a) * scale)
+    factor, Z = exp2(shift), 1.0 + S_b
+    return m_a, S_a + factor * Z, spread_a + factor * (spread_b + shift * Z)
 
 
 @inline
@@ -99,10 +129,10 @@ def row_record(x, start, stride, k, next_start, ahead, slot, scale, cap, stage, 
     is the same for the row at `next_start`. `more` asks for `spread` and `above`.
     """
     lowest, wide = cast(-np.inf, scale), np.float64(scale)
-    m, rest, star, at, spread, above = -np.inf, 0.0, 0.0, 0, 0.0, 0
+    m, S, spread, at, above = -np.inf, 0.0, 0.0, 0, 0
     for segment in range(0, k, SEGMENT):
         end = min(k, segment + SEGMENT)
-        s_m, s_rest, s_star, s_at, s_spread = -np.inf, 0.0, 0.0, segment, 0.0
+        s_m, s_S, s_spread, s_at = -np.inf, 0.0, 0.0, segment
         for b in range(segment, end, BLOCK):
             n = min(BLOCK, k - b)
             following = b + BLOCK
@@ -114,52 +144,55 @@ def row_record(x, start, stride, k, next_start, ahead, slot, scale, cap, stage, 
             coming = block_of(x, next_at, next_n, stage, slot)
             top = np.float64(ahead)
             holds_max = top > s_m
+            shift = top if holds_max else (s_m if s_m > -np.inf else 0.0)
+            b_S, b_spread, ahead, b_above = block_record(
+                block, cast(shift, scale), scale, coming, lowest, more, holds_max, y_logit
+            )
+            above += b_above
             if holds_max:
-                s_m, s_rest, s_star, s_at, s_spread = merge(
-                    s_m, s_rest, s_star, s_at, s_spread, top, 0.0, 0.0, b, 0.0, wide
-                )
-            shift = cast(s_m if s_m > -np.inf else 0.0, scale)
-            if more:
-                total, block_spread, block_above = block_sums(block, shift, scale, y_logit)
-                s_spread += np.float64(block_spread)
-                above += block_above
-                ahead = block_max(coming, lowest)
-                block_total = np.float64(total)
+                s_at = b
+                s_m, s_S, s_spread = merge(s_m, s_S, s_spread, top, b_S, b_spread, wide)
             else:
-                w = min(n, next_n)
-                total, ahead = block_sum_and_max_ahead(
-                    view(block, 0, w), shift, scale, view(coming, 0, w), lowest
-                )
-                block_total = np.float64(total)
-                if n > w:
-                    block_total += np.float64(block_sum(view(block, w, n - w), shift, scale))
-                if next_n > w:
-                    ahead = maximum(ahead, block_max(view(coming, w, next_n - w), lowest))
-            if holds_max:
-                s_star += block_total
-            else:
-                s_rest += block_total
-        m, rest, star, at, spread = merge(
-            m, rest, star, at, spread, s_m, s_rest, s_star, s_at, s_spread, wide
-        )
-    return m, rest, star, at, spread, above, ahead, slot
+                s_S += b_S
+                s_spread += b_spread
+        at = s_at if s_m > m else at
+        m, S, spread = merge(m, S, spread, s_m, s_S, s_spread, wide)
+    return m, S, spread, at, above, ahead, slot
+
+
+@inline
+def block_record(block, m, scale, coming, lowest, more, holds_max, y_logit):
+    """``S`` (all of ``Σ e^(z-m)`` unless the block holds the maximum), `spread`, the maximum ahead, `above`.
+
+    Blocks differ in length only at a row's end; what is left over there goes through the plain loops.
+    """
+    n, next_n = block.size, coming.size
+    w = min(n, next_n)
+    if more:
+        total, ties, spread, above = block_statistics(block, m, scale, y_logit)
+        one = 1.0 if holds_max else 0.0
+        return np.float64(total) + (np.float64(ties) - one), np.float64(spread), block_max(coming, lowest), above
+    S = 0.0
+    if holds_max:
+        total, ties, ahead = block_rest_ahead(view(block, 0, w), m, scale, view(coming, 0, w), lowest)
+        if n > w:
+            more_total, more_ties = block_rest(view(block, w, n - w), m, scale)
+            S, ties = np.float64(more_total), ties + more_ties
+        S += np.float64(total) + (np.float64(ties) - 1.0)
+    else:
+        total, ahead = block_sum_ahead(view(block, 0, w), m, scale, view(coming, 0, w), lowest)
+        if n > w:
+            S = np.float64(block_sum(view(block, w, n - w), m, scale))
+        S += np.float64(total)
+    if next_n > w:
+        ahead = maximum(ahead, block_max(view(coming, w, next_n - w), lowest))
+    return S, 0.0, ahead, np.int32(0)
 
 
 @inline
 def first_position(block, m):
-    """The index of the first element equal to `m`."""
+    """The index of the first element equal to `m` (the length if there is none), without a branch."""
+    first = np.int32(block.size)
     for i in range(block.size):
-        if block[i] == m:
-            return i
-    return -1
-
-
-@inline
-def sum_without_max(block, m, scale):
-    """``Σ e^(z-m)`` over a block, its first largest logit left out; and where that is."""
-    i = first_position(block, m)
-    if i < 0:
-        return 0.0, i
-    before = block_sum(view(block, 0, i), m, scale)
-    after = block_sum(view(block, i + 1, block.size - i - 1), m, scale)
-    return np.float64(before) + np.float64(after), i
+        first = min(first, np.int32(i) if block[i] == m else np.int32(block.size))
+    return np.int64(first)
