@@ -9,16 +9,19 @@ import numpy as np
 
 from .._arrays import Array
 from .._call import Call
-from . import distributions, elements
+from . import distributions, elements, lanes
 from .blocks import BLOCK
 from .distributions import FORM_CODES
 from .finish import ROW_RESULTS
+from .lanes import LANES, softmax_lanes
 from .launch import Source, by_elements, by_rows, ignore_array, row_weights, target
 from .maps import MAPS
-from .operands import column, operand
+from .operands import Operand, column, operand
 from .rows import softmax_rows
 
 LOG2E = 1.4426950408889634
+LANES_UP_TO = 64  # classes: beyond, a row fills the vectors by itself
+TILE_ELEMENTS = 1 << 18  # of a tile: what fits in L2
 NOTHING = np.empty(0)
 NO_LABELS = np.empty(0, np.int64)
 
@@ -45,6 +48,18 @@ def in_place_last(call: Call) -> list[str]:
     return sorted(call.maps, key=lambda name: name == "grad")
 
 
+def suits_lanes(call: Call, x: Operand) -> bool:
+    """Whether one row per lane is the faster family: few classes, or neighbouring rows next to each other.
+
+    Options that need more than a row's record, and the rarer maps, are for the rows family alone.
+    """
+    plain = call.label_smoothing == 0.0 and call.z_loss == 0.0
+    if call.softcap is not None or not set(call.maps) <= {"softmax", "log_softmax"} | ({"grad"} if plain else set()):
+        return False
+    rows_adjacent = x.geometry[0] != 1 and x.geometry[-1] == 1
+    return call.k <= LANES_UP_TO or (bool(rows_adjacent) and call.k * LANES <= TILE_ELEMENTS)
+
+
 def softmax(call: Call) -> float:
     """Statistics of rows of logits, their CE with labels, and the maps of both."""
     dtype = compute_dtype(call)
@@ -60,16 +75,24 @@ def softmax(call: Call) -> float:
     outputs = [(MAPS[name], *operand(call.maps[name])) for name in in_place_last(call)]
     ignore, class_weight = ignore_array(call), NOTHING if w is None else w
 
+    in_lanes = suits_lanes(call, x)
+
     def work(start: int, stop: int, results: Array) -> int:
         labels = column(call.labels, start, stop, np.int64)
         weights = row_weights(call, start, stop)
-        stage = None if in_place else np.empty(2 * BLOCK, dtype)
-        scratch = np.empty(BLOCK, dtype) if outputs else None
+        if in_lanes:
+            kernel: Any = softmax_lanes
+            stage: Any = np.empty(call.k * LANES, dtype)
+            scratch: Any = (np.empty(lanes.VECTORS * LANES, dtype), np.empty(lanes.WIDE * LANES))
+        else:
+            kernel = softmax_rows
+            stage = None if in_place else np.empty(2 * BLOCK, dtype)
+            scratch = (np.empty(BLOCK, dtype) if outputs else None,)
         bad = -1
         for kind, out, geometry in outputs or [(0, None, None)]:
-            bad = softmax_rows(
+            bad = kernel(
                 x.flat, x.geometry, start, stop - start, call.k, labels, ignore, weights, class_weight, options,
-                scale, stage, more, results, kind, out, geometry, scratch,
+                scale, stage, more, results, kind, out, geometry, *scratch,
             )  # fmt: skip
             if bad >= 0:
                 break
