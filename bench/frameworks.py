@@ -44,6 +44,7 @@ def torch_thunk(formula: str, case: Case, *, compiled: bool = False) -> Thunk:
     name, _, gradient = formula.partition("+")
     loss_of = torch_losses()[name]
     if compiled:
+        torch.compiler.reset()  # or it would give up after a few shapes, and run eagerly
         loss_of = torch.compile(loss_of, dynamic=False)
     x, *rest = (torch.from_numpy(operand) for operand in (case.x, case.y) if operand is not None)
 

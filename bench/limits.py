@@ -92,9 +92,7 @@ class Limits:
         self.threads = threads
         self._pool = ThreadPoolExecutor(max(1, threads - 1))
         rng = np.random.default_rng(0)
-        self._blocks = {
-            kind: np.asarray(rng.uniform(-20, 0, BLOCK), kind) for kind in (np.float32, np.float64)
-        }
+        self._blocks = {kind: np.asarray(rng.uniform(-20, 0, BLOCK), kind) for kind in (np.float32, np.float64)}
         self._positive = np.asarray(rng.uniform(0.01, 1, BLOCK), np.float32)
 
     def _everywhere(self, count: int, work: Callable[[int], object]) -> None:
@@ -113,9 +111,7 @@ class Limits:
     def read(self, x: Array) -> int:
         """Sum all of `x`; returns the bytes moved."""
         flat = x.reshape(-1)
-        self._everywhere(
-            -(-flat.size // PIECE), lambda i: _read(flat[i * PIECE : min(flat.size, (i + 1) * PIECE)])
-        )
+        self._everywhere(-(-flat.size // PIECE), lambda i: _read(flat[i * PIECE : min(flat.size, (i + 1) * PIECE)]))
         return x.nbytes
 
     def copy(self, x: Array, target: Array) -> int:

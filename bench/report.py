@@ -54,7 +54,7 @@ def heading(result: Result) -> str:
     cached = ", ".join(f"{level} {size}" for level, size in about["caches"].items())
     return (
         f"{about['cpu']}, {about['threads']} threads on {about['cores']} cores ({cached}), "
-        f"{about['system']}\n"
+        f"{about['system']}, load before the run {about['load']}\n"
         f"{versions}, Python {about['python']}; {result['date']}\n"
         f"backend {about['backend']}; {result['settings']['dtype']}, "
         f"{result['settings']['megabytes']:.0f} MB of operands\n"
@@ -154,7 +154,8 @@ def markdown_summary(result: Result, name: str) -> str:
         f"{settings['megabytes']:.0f} MB of operands. Errors are the largest relative ones, against the "
         f"float64 reference.\n\n{table}\n"
         f"{about['cpu']}, {about['threads']} threads; {versions}, Python {about['python']}; "
-        f"{result['date']}.\nLimits in the same run, median (lowest to highest): {limits_text(result)}.\n"
+        f"load before the run {about['load']}; {result['date']}.\nLimits in the same run, "
+        f"median (lowest to highest): {limits_text(result)}.\n"
         f"{sentence(first_call_text(result))}From [{name}](bench/results/{name}).\n"
     )
 

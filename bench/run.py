@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import re
 import statistics
 import time
@@ -33,9 +34,7 @@ from operations import CLASSES, OPERATIONS, Case, Operation, errors, participant
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def interleaved(
-    thunks: dict[str, Callable[[], Any]], rounds: int, budget: float
-) -> dict[str, dict[str, float]]:
+def interleaved(thunks: dict[str, Callable[[], Any]], rounds: int, budget: float) -> dict[str, dict[str, float]]:
     """Seconds of each: median, lowest and how often timed. One that has used its budget (in seconds)
     sits out after three rounds, so that slow peers do not set the length of the run."""
     times: dict[str, list[float]] = {name: [] for name in thunks}
@@ -46,10 +45,7 @@ def interleaved(
             start = time.perf_counter()
             thunk()
             times[name].append(time.perf_counter() - start)
-    return {
-        name: {"median": statistics.median(t), "lowest": min(t), "rounds": len(t)}
-        for name, t in times.items()
-    }
+    return {name: {"median": statistics.median(t), "lowest": min(t), "rounds": len(t)} for name, t in times.items()}
 
 
 def limit_thunks(limits: Limits, operation: Operation, case: Case) -> dict[str, Callable[[], int]]:
@@ -98,17 +94,13 @@ def measured(operation: Operation, k: int, limits: Limits, settings: argparse.Na
         "roof": {"memory": memory, "arithmetic": arithmetic},
         "share": max(memory, arithmetic) / ours,
         "bytes_per_second": case.bytes_moved / ours,
-        "times_faster_than": {
-            name: value["median"] / ours for name, value in seconds.items() if name != "entrokern"
-        },
+        "times_faster_than": {name: value["median"] / ours for name, value in seconds.items() if name != "entrokern"},
         "error": error,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="operations whose name contains this")
     parser.add_argument("--classes", type=int, nargs="+", default=list(CLASSES), metavar="K")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
@@ -116,9 +108,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--budget", type=float, default=0.6, help="seconds for one peer or limit in one row")
     parser.add_argument("--out", type=Path, help="the JSON (default: bench/results/DATE-CPU.json)")
-    parser.add_argument(
-        "--torch-compile", action="store_true", help="time torch.compile too (it starts slowly)"
-    )
+    parser.add_argument("--torch-compile", action="store_true", help="time torch.compile too (it starts slowly)")
     parser.add_argument("--no-first-call", action="store_true", help="leave the first calls out")
     settings = parser.parse_args()
 
@@ -127,6 +117,7 @@ def main() -> None:
         names = ", ".join(operation.name for operation in OPERATIONS)
         parser.error(f"no operation has {settings.only!r} in its name; there are: {names}")
     about = machine.describe()
+    about["load"] = round(os.getloadavg()[0], 2)
     about["backend"] = f"{_dispatch.chosen()}: {ek.backends()[_dispatch.chosen()]}"
     if _dispatch.backend().run.__module__ == "entrokern.reference":
         about["backend"] = "reference (the kernels are not there)"

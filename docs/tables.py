@@ -206,9 +206,7 @@ def option_table() -> str:
         names = ", ".join(SHORT.get(name, name) for name in takers[option])
         if len(left_out) < 3:
             names = "all but " + ", ".join(left_out) if left_out else "all"
-        rows.append(
-            [f"`{option}`", names, ", ".join([*rest, f"else `{most}`" if rest else f"`{most}`"]), meaning]
-        )
+        rows.append([f"`{option}`", names, ", ".join([*rest, f"else `{most}`" if rest else f"`{most}`"]), meaning])
     return markdown(["option", "taken by", "default", "meaning"], rows)
 
 
@@ -307,9 +305,7 @@ def renewed(text: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a table is stale")
     check = parser.parse_args(arguments).check
     status = 0

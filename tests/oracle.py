@@ -51,9 +51,7 @@ MP = Field(
     _each(mpmath.expm1),
     _each(mpmath.tanh),
 )
-LONG = Field(
-    lambda values: np.asarray(values).astype(np.longdouble), np.exp, np.log, np.log1p, np.expm1, np.tanh
-)
+LONG = Field(lambda values: np.asarray(values).astype(np.longdouble), np.exp, np.log, np.log1p, np.expm1, np.tanh)
 
 
 class Result(NamedTuple):
@@ -90,6 +88,12 @@ def excess(F: Field, r: Array) -> Array:
         series = series + term
     far = np.where(near, 0 * F.array(1), r)
     return np.where(near, series, far + F.expm1(-far))
+
+
+def inverse(values: Array) -> Array:
+    """``1/v``, infinite for 0 (where mpmath would raise)."""
+    zero = values == 0
+    return np.where(zero, np.inf, 1 / np.where(zero, 1, values))
 
 
 def total(values: Array) -> Array:
@@ -232,7 +236,7 @@ def cross_entropy(F: Field, x: Array, target: Array, o: dict[str, Any]) -> tuple
     if form == "log_probs":
         results["grad"] = Result(-unit * b, unit * b)
     elif form == "probs":
-        results["grad"] = Result(-unit * times(b, 1 / z), unit * times(b, 1 / z))
+        results["grad"] = Result(-unit * times(b, inverse(z)), unit * times(b, inverse(z)))
     else:
         A = total(b)
         pull = unit * A + 2 * zeta * lse
@@ -240,9 +244,7 @@ def cross_entropy(F: Field, x: Array, target: Array, o: dict[str, Any]) -> tuple
         scale = s.rounding_each(pull * s.p)
         scale = scale + 2 * zeta * s.p * (abs(lse) + s.log_Z + total(times(s.p, s.moved)))
         # A label without smoothing or weights is no difference: the true class has no p to lose.
-        labelled = (
-            np.asarray(target).shape != x.shape and not o.get("label_smoothing") and not o.get("z_loss")
-        )
+        labelled = np.asarray(target).shape != x.shape and not o.get("label_smoothing") and not o.get("z_loss")
         given = 0 * s.p if labelled else abs(pull) * s.p + unit * b
         size = abs(value) * (1 + slope_moved)
         results["grad"] = Result(value * slope, (size + scale) * slope, given * slope)
@@ -342,9 +344,7 @@ def divergence(F: Field, function: str, x: Array, y: Array, o: dict[str, Any]) -
         "grad_p": unit / (T if p_form == "logits" else 1),
         "grad_q": unit / (T if q_form == "logits" else 1),
     }
-    return {name: Result(*(slopes[name] * v for v in r)) for name, r in results.items()}, np.ones(
-        shape[:-1], bool
-    )
+    return {name: Result(*(slopes[name] * v for v in r)) for name, r in results.items()}, np.ones(shape[:-1], bool)
 
 
 def computed(p: Side, q: Side) -> Array:
@@ -395,7 +395,7 @@ def _kl(F: Field, p: Side, q: Side, delta: Array) -> Results:
         value, given = -p.p, 0 * p.p
         scale = p.rounding_each(-p.p)
     else:
-        value = -times(p.p, 1 / q.p)
+        value = -times(p.p, inverse(q.p))
         scale, given = p.rounding_each(value), 0 * p.p
     results["grad_q"] = Result(value, abs(value) + scale, given)
     return results
@@ -461,7 +461,7 @@ def binary_cross_entropy(F: Field, x: Array, target: Array, o: dict[str, Any]) -
             "hess": Result(hess, hess + times(hess * abs(c - s), abs(z))),
         }
     elif form == "log_probs":
-        odds = 1 / F.expm1(-z)  # p / (1 - p)
+        odds = inverse(F.expm1(-z))  # p / (1 - p)
         loss = times(a, -z) + times(b, F.log1p(odds))
         grad = times(b, odds) - a
         results = {
@@ -470,8 +470,11 @@ def binary_cross_entropy(F: Field, x: Array, target: Array, o: dict[str, Any]) -
         }
     else:
         loss = times(a, -F.log(z)) + times(b, -F.log1p(-z))
-        grad = times(b, 1 / (1 - z)) - times(a, 1 / z)
-        results = {"loss": Result(loss, loss), "grad": Result(grad, abs(grad), b / (1 - z) + a / z)}
+        grad = times(b, inverse(1 - z)) - times(a, inverse(z))
+        results = {
+            "loss": Result(loss, loss),
+            "grad": Result(grad, abs(grad), times(b, inverse(1 - z)) + times(a, inverse(z))),
+        }
     zeroed = {n: Result(*(unit * np.where(kept, v, 0) for v in r[:3])) for n, r in results.items()}
     if o.get("axis") is None:
         return zeroed, kept
@@ -498,9 +501,7 @@ def weighted(F: Field, results: Results, kept: Array, o: dict[str, Any], scale: 
     maps_have_classes = any(r.value.ndim > s.ndim for r in results.values())
     column = s[..., None] if maps_have_classes else s
     return {
-        name: Result(
-            *(times(s if name == "loss" else column * scale, np.broadcast_to(v, r.value.shape)) for v in r)
-        )
+        name: Result(*(times(s if name == "loss" else column * scale, np.broadcast_to(v, r.value.shape)) for v in r))
         for name, r in results.items()
     }
 

@@ -17,9 +17,7 @@ N = 1000  # rows of the files
 
 @pytest.mark.parametrize("block_rows", [1, 64, N - 1, N, None])
 def test_cross_entropy_is_the_librarys(files, score, block_rows):
-    facts = score(
-        "x.npy", "y.npy", "--out", "o.npz", "--outputs", "loss,rank,argmax,max_prob", block_rows=block_rows
-    )
+    facts = score("x.npy", "y.npy", "--out", "o.npz", "--outputs", "loss,rank,argmax,max_prob", block_rows=block_rows)
     record = ek.score(files.x, files.y, outputs=("loss", "rank", "argmax", "max_prob"))
     with np.load("o.npz") as saved:
         assert saved.files == ["loss", "rank", "argmax", "max_prob"]
@@ -97,9 +95,7 @@ def test_forms(files, score, form):
     np.save("x", x)
     facts = score("x.npy", "y.npy", "--form", form, "--out", "o.npz", "--outputs", "loss,entropy,rank")
     with np.load("o.npz") as saved:
-        np.testing.assert_array_equal(
-            saved["loss"], ek.cross_entropy(x, files.y, form=form, reduction="none")
-        )
+        np.testing.assert_array_equal(saved["loss"], ek.cross_entropy(x, files.y, form=form, reduction="none"))
         np.testing.assert_array_equal(saved["entropy"], ek.entropy(x, form=form))
         np.testing.assert_array_equal(saved["rank"], ek.score(x, files.y, outputs="rank").rank)
     assert facts["accuracy"] == pytest.approx(np.mean(x.argmax(1) == files.y))
@@ -121,9 +117,7 @@ def test_one_reference_row(files, score):
 
 def test_binary_of_a_vector(files, score):
     score("z.npy", "zt.npy", "--loss", "bce", "--out", "o.npy")
-    np.testing.assert_array_equal(
-        np.load("o.npy"), ek.binary_cross_entropy(files.z, files.zt, reduction="none")
-    )
+    np.testing.assert_array_equal(np.load("o.npy"), ek.binary_cross_entropy(files.z, files.zt, reduction="none"))
 
 
 @pytest.mark.parametrize("block_rows", [1, 7, 10, 45, None])
@@ -232,9 +226,7 @@ def test_the_summary_to_read(files, capsys):
 
 def test_quantiles_that_do_not_fit_are_close():
     rng = np.random.default_rng(3)
-    values = np.concatenate(
-        [rng.exponential(size=20_000), -rng.exponential(size=100), np.zeros(50), [np.inf]]
-    )
+    values = np.concatenate([rng.exponential(size=20_000), -rng.exponential(size=100), np.zeros(50), [np.inf]])
     rng.shuffle(values)
     quantiles = Quantiles(values.size, kept=1000)
     for part in np.array_split(values, 7):

@@ -22,9 +22,7 @@ N = 1000  # rows of the files
 
 
 def command(*args: str, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "entrokern", *args], capture_output=True, text=True, **options
-    )
+    return subprocess.run([sys.executable, "-m", "entrokern", *args], capture_output=True, text=True, **options)
 
 
 # What is refused
@@ -187,10 +185,7 @@ def test_a_full_disk_gets_one_line(files, complaint, monkeypatch):
         return open("/dev/full", mode, buffering=0)
 
     monkeypatch.setattr(_sinks, "open", full, raising=False)
-    assert (
-        complaint("score", "x.npy", "y.npy", "--out", "o.csv")
-        == "cannot write o.csv: No space left on device"
-    )
+    assert complaint("score", "x.npy", "y.npy", "--out", "o.csv") == "cannot write o.csv: No space left on device"
 
 
 def test_progress_is_for_terminals_only(files, monkeypatch, capsys):
@@ -225,9 +220,7 @@ def test_warmup_and_info(monkeypatch, capsys, complaint):
 def test_it_is_a_program(files):
     done = command("score", "x.npy", "y.npy", "--json")
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["mean"] == pytest.approx(
-        float(ek.cross_entropy(files.x, files.y)), rel=1e-6
-    )
+    assert json.loads(done.stdout)["mean"] == pytest.approx(float(ek.cross_entropy(files.x, files.y)), rel=1e-6)
     done = command("score", "missing.npy")
     assert (done.returncode, done.stderr) == (2, "entrokern: missing.npy: No such file or directory\n")
     assert command("--version").stdout == f"entrokern {ek.__version__}\n"

@@ -35,19 +35,13 @@ class Corner(NamedTuple):
     pads: bool = True  # classes of probability 0 do not change the results
 
 
-def ce(
-    name: str, x: list[float], y: Any, loss: float, grad: Any = None, hess: Any = None, **more: Any
-) -> Corner:
+def ce(name: str, x: list[float], y: Any, loss: float, grad: Any = None, hess: Any = None, **more: Any) -> Corner:
     want = {"loss": loss, "grad": grad, "hess": hess}
     options = more.pop("options", {})
-    return Corner(
-        name, "cross_entropy", x, y, {k: v for k, v in want.items() if v is not None}, options, **more
-    )
+    return Corner(name, "cross_entropy", x, y, {k: v for k, v in want.items() if v is not None}, options, **more)
 
 
-def bce(
-    name: str, x: float, t: float, loss: float, grad: Any = None, hess: Any = None, form: str = "logits"
-) -> Corner:
+def bce(name: str, x: float, t: float, loss: float, grad: Any = None, hess: Any = None, form: str = "logits") -> Corner:
     want = {"loss": [loss], "grad": grad and [grad], "hess": hess and [hess]}
     want = {k: v for k, v in want.items() if v is not None}
     return Corner(name, "binary_cross_entropy", [x], [t], want, {"form": form})
@@ -57,9 +51,7 @@ def two(function: str, name: str, form: str, p: list[float], q: list[float], los
         grad_q: Any = None) -> Corner:  # fmt: skip
     want = {"loss": loss, "grad_p": grad_p, "grad_q": grad_q}
     options = {"p_form": form, "q_form": form}
-    return Corner(
-        name, f"{function}_divergence", p, q, {k: v for k, v in want.items() if v is not None}, options
-    )
+    return Corner(name, f"{function}_divergence", p, q, {k: v for k, v in want.items() if v is not None}, options)
 
 
 def one(function: str, name: str, x: list[float], want: Any, grad: Any = None, **options: Any) -> Corner:
@@ -236,9 +228,7 @@ def call_among(corner: Corner, dtype: str, k: int, before: int, after: int) -> t
     args: list[Any] = [np.array([ordinary] * before + [row] + [ordinary] * after).astype(FLOATS[dtype])]
     options = dict(corner.options)
     if isinstance(corner.y, list):
-        second = np.full(
-            k, 0.0 if corner.function in ("cross_entropy", "binary_cross_entropy") else PAD[y_form]
-        )
+        second = np.full(k, 0.0 if corner.function in ("cross_entropy", "binary_cross_entropy") else PAD[y_form])
         second[:size] = corner.y
         other = np.full(k, 0.5 if binary else 1.0 / k)
         other = ordinary if corner.function.endswith("divergence") else other

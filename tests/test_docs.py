@@ -78,9 +78,7 @@ def test_commands_are_understood() -> None:
 def test_environment_variables_are_those_of_the_code() -> None:
     """README.md names every variable that the package reads, and no other."""
     name = re.compile(r"ENTROKERN_[A-Z_]+")
-    code = {
-        v for path in (ROOT / "src").rglob("*.py") for v in name.findall(path.read_text(encoding="utf-8"))
-    }
+    code = {v for path in (ROOT / "src").rglob("*.py") for v in name.findall(path.read_text(encoding="utf-8"))}
     assert set(name.findall((ROOT / "README.md").read_text(encoding="utf-8"))) == code
 
 

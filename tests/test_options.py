@@ -116,7 +116,7 @@ MEANING: dict[str, tuple[Callable[[], Any], Any]] = {
         (P * (np.log(P) - LOG_P)).sum(axis=1),
     ),
     "js": (lambda: ek.js_divergence(P, Q),
-           ((P * np.log(2 * P / (P + Q)) + Q * np.log(2 * Q / (P + Q))) / 2).sum(axis=1)),
+           (P * np.log(2 * P / (P + Q)) + Q * np.log(2 * Q / (P + Q))).sum(axis=1) / 2),
     "js weight": (lambda: ek.js_divergence(P, Q, weight=0.25),
                   (P * np.log(P / (P / 4 + Q * 3 / 4)) / 4 + 3 / 4 * Q * np.log(Q / (P / 4 + Q * 3 / 4))).sum(axis=1)),
     "estimate k1": (lambda: ek.kl_estimate(LOG_P[0], LOG_P[1]), (LOG_P[0] - LOG_P[1]).mean()),
@@ -320,9 +320,7 @@ def test_arrays_of_other_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(_dispatch.LIBRARIES, "cupy", lambda array: isinstance(array, Tensor))
     with pytest.raises(TypeError, match="x is a test_options Tensor, for which no backend is installed"):
         ek.softmax(Tensor())
-    with pytest.raises(
-        TypeError, match="different libraries: x is a numpy ndarray and target is a test_options"
-    ):
+    with pytest.raises(TypeError, match="different libraries: x is a numpy ndarray and target is a test_options"):
         ek.cross_entropy(X, Tensor())
     with pytest.raises(TypeError, match="different libraries"):
         ek.kl_divergence(P, Q, grad_out=(Tensor(), None))

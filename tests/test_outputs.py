@@ -52,9 +52,7 @@ def ask(maps: tuple[str, ...], function: str) -> dict[str, Any]:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("function", CALLS)
-def test_given_arrays_are_filled_and_returned(
-    backend: str, function: str, reduction: str, dtype: str
-) -> None:
+def test_given_arrays_are_filled_and_returned(backend: str, function: str, reduction: str, dtype: str) -> None:
     compute, maps = CALLS[function]
     x = X.astype(FLOATS[dtype])
     want = results(compute(x, reduction=reduction, **ask(maps, function)))

@@ -76,9 +76,7 @@ def class_axis(x: Array, axis: Any, name: str = "x") -> int:
         raise ValueError(f"axis={axis} does not exist in {name} of shape {x.shape}; pass {-x.ndim} to {x.ndim - 1}")
     axis %= x.ndim
     if x.shape[axis] == 0:
-        raise ValueError(
-            f"{name} of shape {x.shape} has no class along axis {axis} (k = 0); pass at least one class"
-        )
+        raise ValueError(f"{name} of shape {x.shape} has no class along axis {axis} (k = 0); pass at least one class")
     return axis
 
 
@@ -146,9 +144,7 @@ def broadcast_against(name: str, value: Any, shape: tuple[int, ...]) -> Array | 
     try:
         return np.broadcast_to(array, shape)
     except ValueError:
-        raise ValueError(
-            f"{name} of shape {array.shape} does not broadcast against x of shape {shape}"
-        ) from None
+        raise ValueError(f"{name} of shape {array.shape} does not broadcast against x of shape {shape}") from None
 
 
 def output(
@@ -169,7 +165,11 @@ def output(
         raise TypeError(f"{name} has dtype {given.dtype}; allowed: {allowed}")
     if not given.flags.writeable:
         raise ValueError(f"{name} is read-only; pass a writeable array")
-    if 0 in given.strides and given.size > 1 and any(s == 0 < d - 1 for s, d in zip(given.strides, given.shape, strict=True)):
+    if (
+        0 in given.strides
+        and given.size > 1
+        and any(s == 0 < d - 1 for s, d in zip(given.strides, given.shape, strict=True))
+    ):
         raise ValueError(f"{name} is a broadcast view, whose elements share memory; pass an array of its own")
     return np.asarray(given)
 
@@ -189,14 +189,12 @@ def overlap(a: Array, b: Array) -> bool:
     if not np.may_share_memory(a, b):
         return False
     try:
-        return bool(np.shares_memory(a, b, max_work=10_000))
+        return bool(np.shares_memory(a, b, max_work=10_000))  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 
 
-def refuse_overlap(
-    outputs: dict[str, Array], inputs: dict[str, Array | None], in_place: dict[str, str]
-) -> set[str]:
+def refuse_overlap(outputs: dict[str, Array], inputs: dict[str, Array | None], in_place: dict[str, str]) -> set[str]:
     """Refuse outputs that overlap anything, but for `in_place` pairs (output name → its operand).
 
     Returns the names of the outputs that are their operand: they are written in place.

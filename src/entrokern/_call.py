@@ -102,11 +102,15 @@ def check_targets(call: Call) -> None:
         place = np.unravel_index(start + at, targets.shape) if targets.ndim != 1 else (start + at,)
         where = int(place[0]) if len(place) == 1 else tuple(int(i) for i in place)
         value = chunk[at]
-        hint = "; pass `ignore_index=-100` to leave such rows out" if value == -100 and call.ignore_index is None else ""
+        hint = (
+            "; pass `ignore_index=-100` to leave such rows out" if value == -100 and call.ignore_index is None else ""
+        )
         if binary:
             allowed = "0 and 1" if call.ignore_index is None else f"0, 1 and ignore_index={call.ignore_index}"
             raise IndexError(f"target {value} at row {where} is out of range: integer targets are {allowed}{hint}")
-        raise IndexError(f"label {value} of row {where} is out of range for k = {call.k} classes (0 to {call.k - 1}){hint}")
+        raise IndexError(
+            f"label {value} of row {where} is out of range for k = {call.k} classes (0 to {call.k - 1}){hint}"
+        )
 
 
 def counted_chunk(call: Call, start: int, stop: int) -> Array:

@@ -86,7 +86,7 @@ def chosen(library: str = "numpy") -> str:
 
 def backend(library: str = "numpy") -> Backend:
     module: Any = importlib.import_module(BACKENDS[chosen(library)].module)
-    return module  # type: ignore[no-any-return]
+    return module
 
 
 class use_backend:

@@ -34,22 +34,16 @@ class StoredArray:
     buffers in turn: a block is valid until the next but one is read.
     """
 
-    def __init__(
-        self, name: str, file: IO[bytes], size: int, *, bfloat16: bool = False, seekable: bool = True
-    ) -> None:
+    def __init__(self, name: str, file: IO[bytes], size: int, *, bfloat16: bool = False, seekable: bool = True) -> None:
         self.name, self._file, self._seekable = name, file, seekable
         try:
             version = np.lib.format.read_magic(file)
             read_header = (
-                np.lib.format.read_array_header_2_0
-                if version > (1, 0)
-                else np.lib.format.read_array_header_1_0
+                np.lib.format.read_array_header_2_0 if version > (1, 0) else np.lib.format.read_array_header_1_0
             )
             self.shape, self._fortran, self.dtype = read_header(file)
         except ValueError as error:
-            raise InputError(
-                f"{name} is not an array that NumPy saved: {' '.join(str(error).split())}"
-            ) from None
+            raise InputError(f"{name} is not an array that NumPy saved: {' '.join(str(error).split())}") from None
         self._start = file.tell()
         self._check_dtype(bfloat16)
         needs = math.prod(self.shape) * self.dtype.itemsize

@@ -1,7 +1,8 @@
 """The formulas that the kernels compile: plain scalar Python, pure arithmetic.
 
 Exponentials and logarithms are taken by the callers, block by block, with vector code; what is left
-is here, once, with the reason for every form. Names: ``m`` a row's largest logit,
+is here, once, with the reason for every form. Conditions are joined by ``&``, not by ``and``, whose
+short cut would be a branch and keep the loop around it scalar. Names: ``m`` a row's largest logit,
 ``S = Σ_{j≠max} e^(z_j - m)``, ``Z = 1 + S``, ``L = log1p(S) = log Z``. `reference.py` is the same in NumPy.
 """
 
@@ -65,7 +66,7 @@ def softmax_gradient(A, b, p, rest):
 
 def close(a, b):
     """Whether ``a/b`` lies between 1/2 and 2."""
-    return a < 2.0 * b and b < 2.0 * a
+    return (a < 2.0 * b) & (b < 2.0 * a)
 
 
 def log_ratio(a, b, difference, far):
@@ -89,28 +90,26 @@ def divergence_term(a, b, difference, ratio):
 def difference_of_logs(p, q, d):
     """``p - q = -p·expm1(-d)`` for ``d = log(p/q)``: from `d` where it is small."""
     near = p * (d * (1.0 - d * expm1_tail(d)))
-    return near if -1.0 < d < 1.0 else p - q
+    return near if abs(d) < 1.0 else p - q
 
 
 def divergence_term_of_logs(p, q, d, difference):
     """``p·(d + expm1(-d))``: by its series where ``|d| < 1``, else with `q` itself, which may be 0."""
     near = p * d * d * expm1_tail(d)
     far = q if p == 0.0 else p * d - difference
-    return near if -1.0 < d < 1.0 else far
+    return near if abs(d) < 1.0 else far
 
 
 def js_term(w, p, q, m, difference, log_p_m, log_q_m):
     """``w·[p·log(p/m) - p + m] + (1-w)·[q·log(q/m) - q + m]``: the added ``m - p`` and ``m - q`` cancel."""
-    if m == 0.0:
-        return 0.0
     of_p = divergence_term(p, m, (1.0 - w) * difference, log_p_m)
     of_q = divergence_term(q, m, -w * difference, log_q_m)
-    return w * of_p + (1.0 - w) * of_q
+    return 0.0 if m == 0.0 else w * of_p + (1.0 - w) * of_q
 
 
 def times(weight, value):
     """``weight · value`` where a weight of 0 gives 0, also times infinity; NaN stays NaN."""
-    return 0.0 if weight == 0.0 and value == value else weight * value
+    return 0.0 if (weight == 0.0) & (value == value) else weight * value
 
 
 # --- binary cross-entropy -------------------------------------------------------------------------
@@ -128,4 +127,4 @@ def sigmoid(z, e):
 
 def k3(d, expm1_minus_d):
     """``(r - 1) - log r`` for ``d = -log r``: non-negative, by its series near 0."""
-    return d * d * expm1_tail(d) if -1.0 < d < 1.0 else expm1_minus_d + d
+    return d * d * expm1_tail(d) if abs(d) < 1.0 else expm1_minus_d + d

@@ -30,7 +30,7 @@ def flag(name: str, value: Any) -> bool:
 
 def number(name: str, value: Any) -> float:
     """A finite real number as a Python float."""
-    if isinstance(value, (str, bytes)) or isinstance(value, bool):
+    if isinstance(value, (str, bytes, bool)):
         raise TypeError(f"{name} is a {type(value).__name__} ({value!r}); pass a real number")
     try:
         result = float(value)

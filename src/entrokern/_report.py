@@ -160,9 +160,7 @@ def text(facts: dict[str, Any]) -> str:
     shown += ["", f"quantiles of the {value} ({how})", *table(quantiles)]
     if facts["hardest"]:
         head = [*facts["hardest"][0]]
-        body = [
-            [f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()] for row in facts["hardest"]
-        ]
+        body = [[f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()] for row in facts["hardest"]]
         shown += ["", f"rows of the largest {value}", *table([head, *body])]
     return "\n".join(shown)
 

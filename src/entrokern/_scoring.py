@@ -62,9 +62,7 @@ def _cross_entropy(request: Request, names: tuple[str, ...], x: Array, y: Array)
     # Only the order of the classes matters to these, and that is the same in every form.
     ignore = request.options.get("ignore_index")
     order = tuple(name for name in names if name in ("argmax", "rank"))
-    columns = {"loss": loss} | (
-        _scored(order, score(x, y, outputs=order, ignore_index=ignore)) if order else {}
-    )
+    columns = {"loss": loss} | (_scored(order, score(x, y, outputs=order, ignore_index=ignore)) if order else {})
     if "entropy" in names:
         columns["entropy"] = losses.entropy(x, form=request.form, base=request.options.get("base"))
     return columns
@@ -81,9 +79,7 @@ def _entropy(request: Request, names: tuple[str, ...], x: Array, _: None) -> Col
 
 def _binary(request: Request, _: tuple[str, ...], x: Array, y: Array) -> Columns:
     axis = None if x.ndim == 1 else -1
-    loss = losses.binary_cross_entropy(
-        x, y, form=request.form, axis=axis, reduction="none", **request.options
-    )
+    loss = losses.binary_cross_entropy(x, y, form=request.form, axis=axis, reduction="none", **request.options)
     return {"loss": loss}
 
 

@@ -48,9 +48,7 @@ class _Npy:
 class _Npz:
     """Several arrays. A zip file is written member after member, so each is spooled beside it first."""
 
-    def __init__(
-        self, file: IO[bytes], names: tuple[str, ...], shape: tuple[int, ...], stack: ExitStack
-    ) -> None:
+    def __init__(self, file: IO[bytes], names: tuple[str, ...], shape: tuple[int, ...], stack: ExitStack) -> None:
         self._file = file
         folder = os.path.dirname(file.name)
         spool = tempfile.TemporaryFile
@@ -100,9 +98,7 @@ def check_path(path: str, names: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def saving(
-    path: str, names: tuple[str, ...], shape: tuple[int, ...]
-) -> Iterator[Callable[[dict[str, Array]], None]]:
+def saving(path: str, names: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[Callable[[dict[str, Array]], None]]:
     """A function that writes the results of a block of rows, by name.
 
     The file appears under `path` when the ``with`` block ends, and not at all where it raises.

@@ -40,7 +40,7 @@ def distribution(name: str, view: Array, form: str) -> None:
         with np.errstate(all="ignore"):
             p = np.exp(rows) if form == "log_probs" else rows
             sums = p.sum(axis=1)
-            negative = (p < 0).any(axis=1)
+            negative = np.asarray((p < 0).any(axis=1))
             bad = negative | (np.abs(sums - 1.0) > tolerance)
         if bad.any():
             i = int(bad.argmax())

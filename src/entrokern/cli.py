@@ -134,35 +134,21 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--axis", type=int, default=-1, help="the class axis (default: the last)")
     score.add_argument("--dtype", choices=["bfloat16"], help="what 2-byte items of no NumPy type are")
     output = score.add_argument_group("output")
-    output.add_argument(
-        "--out", metavar="FILE", help="write results of each row: .npy (one), .npz or .csv (several)"
-    )
-    output.add_argument(
-        "--outputs", metavar="NAME,…", type=_names, default=(), help="which (default: the loss)"
-    )
+    output.add_argument("--out", metavar="FILE", help="write results of each row: .npy (one), .npz or .csv (several)")
+    output.add_argument("--outputs", metavar="NAME,…", type=_names, default=(), help="which (default: the loss)")
     output.add_argument("--hardest", type=_count, default=5, metavar="N", help="rows to list (default: 5)")
     output.add_argument("--json", action="store_true", help="print the summary as JSON")
     options = score.add_argument_group("options of the loss")
-    options.add_argument(
-        "--ignore-index", type=int, metavar="LABEL", help="rows with this label do not count"
-    )
+    options.add_argument("--ignore-index", type=int, metavar="LABEL", help="rows with this label do not count")
     options.add_argument("--label-smoothing", type=float, metavar="ε")
     options.add_argument("--temperature", type=float, metavar="T")
     options.add_argument("--softcap", type=float, metavar="C")
-    options.add_argument(
-        "--class-weight", metavar="FILE", help="a weight for each class, in a .npy or .npz file"
-    )
+    options.add_argument("--class-weight", metavar="FILE", help="a weight for each class, in a .npy or .npz file")
     options.add_argument("--pos-weight", type=float, metavar="W", help="weight of bce's positive part")
-    options.add_argument(
-        "--base", type=float, metavar="B", help="of the logarithm: 2 for bits (default: nats)"
-    )
-    options.add_argument(
-        "--validate", action="store_true", default=None, help="refuse rows that are no distributions"
-    )
+    options.add_argument("--base", type=float, metavar="B", help="of the logarithm: 2 for bits (default: nats)")
+    options.add_argument("--validate", action="store_true", default=None, help="refuse rows that are no distributions")
     running = score.add_argument_group("running")
-    running.add_argument(
-        "--block-rows", type=_positive, metavar="N", help="rows read at a time (default: about 8 MiB)"
-    )
+    running.add_argument("--block-rows", type=_positive, metavar="N", help="rows read at a time (default: about 8 MiB)")
 
     demo = commands.add_parser("demo", help="worked examples, real data and one large array")
     demo.set_defaults(command=_demo)
@@ -177,9 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     warmup.add_argument("--dtypes", metavar="NAME,…", type=_names, help="default: the library's choice")
 
     for command in (running, demo, warmup):
-        command.add_argument(
-            "--threads", type=_positive, metavar="N", help="default: what the machine allows"
-        )
+        command.add_argument("--threads", type=_positive, metavar="N", help="default: what the machine allows")
     return parser
 
 
@@ -214,9 +198,7 @@ def _score(args: argparse.Namespace) -> None:
     _set_threads(args)
     if args.outputs and args.out is None:
         raise InputError("--outputs needs --out FILE to write to")
-    options: dict[str, Any] = {
-        name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None
-    }
+    options: dict[str, Any] = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     if "class_weight" in options:
         weights = open_array(args.class_weight, "class_weight")
         weights.lay_out(None)

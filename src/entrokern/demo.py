@@ -62,8 +62,7 @@ def entropy() -> Iterator[str]:
     coins = {"a fair coin": (0.5, 0.5), "a biased coin": (0.9, 0.1), "a certain coin": (1.0, 0.0)}
     values = losses.entropy(np.array([*coins.values()]))
     yield from table(
-        [["", "P", "H(P)"]]
-        + [[name, f"{p}", f"{h:.4f}"] for (name, p), h in zip(coins.items(), values, strict=True)]
+        [["", "P", "H(P)"]] + [[name, f"{p}", f"{h:.4f}"] for (name, p), h in zip(coins.items(), values, strict=True)]
     )
 
 
@@ -136,9 +135,7 @@ def digits() -> Iterator[str]:
     captions = [f"a {y[i]}, taken for a {rows.argmax[i]}" for i in hardest[:3]]
     yield "      ".join(caption.ljust(16) for caption in captions)
     for line in range(8):
-        yield "      ".join(
-            "".join(2 * SHADES[int(pixel) // 2] for pixel in images[i, line]) for i in hardest[:3]
-        )
+        yield "      ".join("".join(2 * SHADES[int(pixel) // 2] for pixel in images[i, line]) for i in hardest[:3])
 
 
 def _row(p: Array) -> str:

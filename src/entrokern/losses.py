@@ -20,9 +20,7 @@ Reduction: TypeAlias = Literal["none", "sum", "mean"]
 OnEmpty: TypeAlias = Literal["nan", "zero", "raise"]
 
 
-def information(
-    p: ArrayLike, *, base: float | None = None, out: Array | None = None, validate: bool = False
-) -> Array:
+def information(p: ArrayLike, *, base: float | None = None, out: Array | None = None, validate: bool = False) -> Array:
     """Information content of probabilities, elementwise: ``I(p) = -log p``.
 
     Parameters
@@ -273,9 +271,7 @@ def cross_entropy_call(
 ) -> tuple[Array, int, Call]:
     """The options of `cross_entropy`, checked: `x` as an array, its class axis, and the call."""
     _options.choice("form", form, _options.FORMS)
-    _options.for_logits_only(
-        form, temperature=(temperature, 1.0), softcap=(softcap, None), z_loss=(z_loss, 0.0)
-    )
+    _options.for_logits_only(form, temperature=(temperature, 1.0), softcap=(softcap, None), z_loss=(z_loss, 0.0))
     array = _arrays.as_floating("x", x)
     axis = _arrays.class_axis(array, axis)
     view = _arrays.classes_last(array, axis)
@@ -406,7 +402,9 @@ def binary_cross_entropy(
     array = _arrays.as_floating("x", x)
     t = _arrays.as_real("target", target, bools=True)
     if t.shape != array.shape:
-        raise ValueError(f"target of shape {t.shape} does not fit x of shape {array.shape}; pass one target per element")
+        raise ValueError(
+            f"target of shape {t.shape} does not fit x of shape {array.shape}; pass one target per element"
+        )
     elementwise = axis is None
     class_axis = max(array.ndim - 1, 0) if elementwise else _arrays.class_axis(array, axis)
     view = _arrays.classes_last(np.atleast_1d(array), class_axis)
@@ -644,9 +642,7 @@ def _divergence(
     dtype = np.result_type(a.dtype, b.dtype)
     operands = {"p": wide_a, "q": wide_b}
     outputs = {
-        f"grad_{side}": Map(
-            "grad_out" if len(sides) == 1 else f"grad_out[{i}]", given.get(side), operands[side], side
-        )
+        f"grad_{side}": Map("grad_out" if len(sides) == 1 else f"grad_out[{i}]", given.get(side), operands[side], side)
         for i, side in enumerate(sides)
     }
     inputs = {"p": a, "q": b, "sample_weight": sample_weight}
@@ -656,7 +652,7 @@ def _divergence(
 def _gradient_sides(return_grad: bool | str, grad_out: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Which gradients are asked for, in order, and the arrays given for them."""
     _options.choice("return_grad", return_grad, (False, "q", "p", "both"))
-    sides = {False: (), "q": ("q",), "p": ("p",), "both": ("p", "q")}[return_grad]  # type: ignore[index]
+    sides = {False: (), "q": ("q",), "p": ("p",), "both": ("p", "q")}[return_grad]
     if grad_out is None:
         return sides, {}
     if isinstance(grad_out, (tuple, list)):
@@ -752,7 +748,9 @@ def perplexity(
 
     Parameters
     ----------
-    x, target, form, axis, class_weight, sample_weight, label_smoothing, ignore_index, temperature, softcap, on_empty, validate
+    x, target, form, axis, class_weight, sample_weight, label_smoothing, ignore_index
+        As in `cross_entropy`.
+    temperature, softcap, on_empty, validate
         As in `cross_entropy`.
 
     Returns

@@ -23,12 +23,14 @@ from .._cache import cache_folder
 EXACT = {"contract"}
 SUMS = {"contract", "reassoc", "nsz"}
 
-inline = numba.njit(fastmath=EXACT, error_model="numpy", nogil=True, _nrt=False)
-inline_sums = numba.njit(fastmath=SUMS, error_model="numpy", nogil=True, _nrt=False)
+# `_nrt` off: kernels allocate nothing, so views need no reference counts (atomic, and dear in short rows).
+njit: Any = numba.njit
+inline = njit(fastmath=EXACT, error_model="numpy", nogil=True, _nrt=False)
+inline_sums = njit(fastmath=SUMS, error_model="numpy", nogil=True, _nrt=False)
 
 
 def inline_with(*flags: str) -> Any:
-    return numba.njit(fastmath=set(flags), error_model="numpy", nogil=True, _nrt=False)
+    return njit(fastmath=set(flags), error_model="numpy", nogil=True, _nrt=False)
 
 
 # The plain scalar formulas become callable from compiled code, also by one another.
@@ -40,13 +42,13 @@ KERNELS: dict[str, Any] = {}
 
 def kernel(function: Any) -> Any:
     """A compiled entry point: called from Python, without the GIL, cached on disk."""
-    dispatcher = numba.njit(fastmath=EXACT, error_model="numpy", nogil=True, _nrt=False)(function)
+    dispatcher = njit(fastmath=EXACT, error_model="numpy", nogil=True, _nrt=False)(function)
     dispatcher._cache = DiskCache(function)
     KERNELS[function.__name__] = dispatcher
     return dispatcher
 
 
-class DiskCache(caching._Cache):  # type: ignore[misc]
+class DiskCache(caching._Cache):
     """Numba's cache protocol over one file per kernel and signature, named by the hash of its key.
 
     Numba's own cache keeps an index file that two processes can overwrite for each other; here a file
@@ -64,7 +66,13 @@ class DiskCache(caching._Cache):  # type: ignore[misc]
 
     def _file(self, signature: Any, codegen: Any) -> tuple[Path | None, str]:
         key = repr(
-            (self._function.__qualname__, str(signature), codegen.magic_tuple(), numba.__version__, sys.version)
+            (
+                self._function.__qualname__,
+                str(signature),
+                codegen.magic_tuple(),
+                numba.__version__,
+                sys.version,
+            )
         )
         folder = cache_folder() if self._enabled else None
         name = f"{self._function.__name__}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.kernel"
@@ -79,7 +87,8 @@ class DiskCache(caching._Cache):  # type: ignore[misc]
             found, payload = pickle.loads(file.read_bytes())
             if found != key:
                 return None
-            return compiler.CompileResult._rebuild(target_context, *payload)
+            rebuild: Any = compiler.CompileResult._rebuild
+            return rebuild(target_context, *payload)
         except Exception:
             return None
 

@@ -9,7 +9,18 @@ from __future__ import annotations
 import numpy as np
 
 from .. import _formulas
-from .blocks import BLOCK, CLASS_STRIDE, load, load_one, row_start, slot_of, store, store_constant, through_softcap, view
+from .blocks import (
+    BLOCK,
+    CLASS_STRIDE,
+    load,
+    load_one,
+    row_start,
+    slot_of,
+    store,
+    store_constant,
+    through_softcap,
+    view,
+)
 from .compile import inline, inline_sums, kernel
 from .math import LOG2E, exp, log, log1p
 from .rows import class_of, first_bad_label, scan
@@ -67,13 +78,18 @@ def read_distribution(x, start, stride, n, form, m, inv_T, S, cap, logs, stage, 
 @inline
 def compare(n, p_form, q_form, shift, stage):
     """``p - q`` and ``log(p/q)`` of the blocks P and Q; `shift` is ``log Z_p - log Z_q``."""
-    p, log_p, q, log_q = slot_of(stage, P, n), slot_of(stage, LOG_P, n), slot_of(stage, Q, n), slot_of(stage, LOG_Q, n)
+    p, log_p, q, log_q = (
+        slot_of(stage, P, n),
+        slot_of(stage, LOG_P, n),
+        slot_of(stage, Q, n),
+        slot_of(stage, LOG_Q, n),
+    )
     difference, ratio = slot_of(stage, DIFFERENCE, n), slot_of(stage, RATIO, n)
     if p_form == PROBS and q_form == PROBS:
         extreme = False
         for i in range(n):
             quotient = p[i] / q[i]
-            extreme |= quotient == 0.0 or quotient == np.inf
+            extreme |= (quotient == 0.0) | (quotient == np.inf)
             ratio[i] = log(quotient)
         if extreme:
             # The quotient of two probabilities can overflow; the difference of logarithms cannot.
@@ -88,7 +104,7 @@ def compare(n, p_form, q_form, shift, stage):
     # (a - m_a) - (b - m_b) first: for near operands it is small, and so is what it loses.
     for i in range(n):
         d = (log_p[i] - log_q[i]) - shift
-        ratio[i] = 0.0 if p[i] == 0.0 and q[i] == 0.0 else d
+        ratio[i] = 0.0 if (p[i] == 0.0) & (q[i] == 0.0) else d
     if p_form == PROBS or q_form == PROBS:
         for i in range(n):
             difference[i] = p[i] - q[i]
@@ -209,10 +225,34 @@ def divergence_rows(
                 p, q = slot_of(stage, P, size), slot_of(stage, Q, size)
                 log_p, log_q = slot_of(stage, LOG_P, size), slot_of(stage, LOG_Q, size)
                 read_distribution(
-                    x, x_start + b * x_stride, x_stride, size, p_form, m_p, inv_T, S_p, 0.0, logs, stage, p, log_p
+                    x,
+                    x_start + b * x_stride,
+                    x_stride,
+                    size,
+                    p_form,
+                    m_p,
+                    inv_T,
+                    S_p,
+                    0.0,
+                    logs,
+                    stage,
+                    p,
+                    log_p,
                 )
                 read_distribution(
-                    y, y_start + b * y_stride, y_stride, size, q_form, m_q, inv_T, S_q, 0.0, logs, stage, q, log_q
+                    y,
+                    y_start + b * y_stride,
+                    y_stride,
+                    size,
+                    q_form,
+                    m_q,
+                    inv_T,
+                    S_q,
+                    0.0,
+                    logs,
+                    stage,
+                    q,
+                    log_q,
                 )
                 compare(size, p_form, q_form, L_p - L_q, stage)
                 if js:
@@ -378,11 +418,13 @@ def cross_entropy_rows(
         for sweep in range(1 if out is None else 2):
             for b in range(0, k, BLOCK):
                 size = min(BLOCK, k - b)
-                p, log_p, target = slot_of(stage, P, size), slot_of(stage, LOG_P, size), slot_of(stage, Q, size)
-                read_target(y, y_start, y_stride, b, size, k, dense, label, smoothing, class_weight, stage, target)
-                read_distribution(
-                    x, start + b * stride, stride, size, form, m, inv_T, S, cap, True, stage, p, log_p
+                p, log_p, target = (
+                    slot_of(stage, P, size),
+                    slot_of(stage, LOG_P, size),
+                    slot_of(stage, Q, size),
                 )
+                read_target(y, y_start, y_stride, b, size, k, dense, label, smoothing, class_weight, stage, target)
+                read_distribution(x, start + b * stride, stride, size, form, m, inv_T, S, cap, True, stage, p, log_p)
                 if sweep == 0:
                     terms, part = cross_entropy_block(size, L, stage)
                     loss += terms
@@ -396,9 +438,7 @@ def cross_entropy_rows(
                     if form == LOGITS:
                         inv_Z, factor = 1.0 / Z, factor * inv_T
                         for c in range(size):
-                            rest = 1.0 - p[c]
-                            if p[c] > 0.5 and b + c == argmax:
-                                rest = S * inv_Z
+                            rest = S * inv_Z if b + c == argmax else 1.0 - p[c]
                             if kind == 0:
                                 gradient[c] = unit * _formulas.softmax_gradient(A, target[c], p[c], rest)
                                 gradient[c] += 2.0 * z_loss * lse * p[c] if z_loss != 0.0 else 0.0

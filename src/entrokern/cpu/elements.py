@@ -73,11 +73,6 @@ def total_of(values):
     return total
 
 
-@inline
-def bad_target(target, ignore):
-    return target != 0.0 and target != 1.0 and (ignore.size == 0 or target != ignore[0])
-
-
 @kernel
 def binary_rows(
     x, x_geometry, t, t_geometry, pos, pos_geometry, weight, weight_geometry, first, n, low, high, whole_numbers,
@@ -91,6 +86,7 @@ def binary_rows(
     Returns the row (relative to `first`) that holds the first bad target, before it is computed, or -1.
     """
     size = high - low
+    ignored = ignore[0] if ignore.size else np.nan  # which no target equals
     for i in range(n):
         kept_any = False
         t_start = row_start(t_geometry, first + i) + low * t_geometry[CLASS_STRIDE]
@@ -101,7 +97,7 @@ def binary_rows(
                 targets = slot_of(stage, T, m)
                 bad = False
                 for c in range(m):
-                    bad |= bad_target(targets[c], ignore)
+                    bad |= (targets[c] != 0.0) & (targets[c] != 1.0) & (targets[c] != ignored)
                 if bad:
                     return i
         row_weight = row_weights[i] if row_weights.size else 1.0
@@ -125,9 +121,9 @@ def binary_rows(
                 load(pos, row_start(pos_geometry, first + i) + at * s, s, m, 0.0, stage, POS)
             kept = 0
             for c in range(m):
-                ignored = ignore.size > 0 and targets[c] == ignore[0]
-                kept += 0 if ignored else 1
-                weights[c] = 0.0 if ignored else weights[c]
+                counts = targets[c] != ignored
+                kept += 1 if counts else 0
+                weights[c] = weights[c] if counts else 0.0
                 targets[c] = (1.0 - smoothing) * targets[c] + 0.5 * smoothing
             kept_any |= kept > 0
             binary_parts(m, form, stage)

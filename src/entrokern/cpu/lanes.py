@@ -115,7 +115,7 @@ def tile_gaps(tile, vectors, wide, k, class_weight):
         row, w = view(tile, c * LANES, LANES), (class_weight[c] if class_weight.size else 1.0) / k
         for r in range(LANES):
             gap = np.float64(m[r]) - np.float64(row[r])
-            gaps[r] += w * gap if w != 0.0 or gap != gap else 0.0
+            gaps[r] += w * gap if (w != 0.0) | (gap != gap) else 0.0
 
 
 @inline

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from .. import _threads as threads
 from .._arrays import Array
 from .._call import Call
-from .. import _threads as threads
 from .operands import Operand, column, converted, operand
 
 CHUNK_ELEMENTS = 1 << 19  # a fixed cut, so that no result depends on the number of threads
@@ -34,7 +34,9 @@ class Source:
 
 def target(array: Array | None) -> tuple[Any, Any]:
     """An output of a kernel, or the pair that leaves it out."""
-    return (None, None) if array is None else tuple(operand(array))
+    if array is None:
+        return None, None
+    return operand(array)
 
 
 def ignore_array(call: Call, dtype: Any = np.int64) -> Array:
@@ -86,9 +88,9 @@ def by_elements(
         line = (1, math.prod(shape))
 
         def flatten(a: Array | None) -> Array | None:
-            if a is None:
-                return None
-            return a.reshape(line) if a.flags.c_contiguous else np.broadcast_to(a[(0,) * a.ndim], line) if a.size else a.reshape(line)
+            if a is None or a.flags.c_contiguous:
+                return a if a is None else a.reshape(line)
+            return np.broadcast_to(a[(0,) * a.ndim], line)
 
         arrays = {name: flatten(a) for name, a in arrays.items()}
         shape = line

@@ -11,7 +11,13 @@ from .finish import CAP, LN2, MAP_SCALE, SMOOTHING, TEMPERATURE, UNIT, W_MEAN, Z
 from .math import cast, exp2, floored
 
 GRAD, HESS, ENTROPY_GRAD, SOFTMAX, LOG_SOFTMAX = range(5)
-MAPS = {"grad": GRAD, "hess": HESS, "entropy_grad": ENTROPY_GRAD, "softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX}
+MAPS = {
+    "grad": GRAD,
+    "hess": HESS,
+    "entropy_grad": ENTROPY_GRAD,
+    "softmax": SOFTMAX,
+    "log_softmax": LOG_SOFTMAX,
+}
 
 
 @inline
@@ -68,7 +74,7 @@ def write_map(
         store_constant(np.nan, k, out, out_start, out_stride)
         return
     cap, inv_T = options[CAP], 1.0 / options[TEMPERATURE]
-    m_, L_ = cast(m, scale), cast(L, scale)
+    m_ = cast(m, scale)
     Z = 1.0 + S
     factor = weight * options[MAP_SCALE] * inv_T
     unit, eps = options[UNIT], options[SMOOTHING]
@@ -88,9 +94,7 @@ def write_map(
                 smoothed_gradient(block, m_, scale, Z, A, eps / k, weights, z_slope, factor, target)
                 if b <= argmax < b + n:
                     soft = eps / k * (class_weight[argmax] if class_weight.size else 1.0)
-                    target[argmax - b] = factor * (
-                        _formulas.softmax_gradient(A, soft, 1.0 / Z, S / Z) + z_slope / Z
-                    )
+                    target[argmax - b] = factor * (_formulas.softmax_gradient(A, soft, 1.0 / Z, S / Z) + z_slope / Z)
             if b <= label < b + n:
                 # Where the label's logit is the largest (or ties with it), 1 - p is S/Z to its last digit.
                 e = exp2(floored((y_logit - m) * inv_T * 1.4426950408889634))

@@ -86,7 +86,6 @@ bits32 = _reinterpret(types.float32, types.uint32)
 float32_of = _reinterpret(types.uint32, types.float32)
 
 
-
 def cast(value, like):
     """`value` as the type of `like`."""
     raise NotImplementedError("compiled code only")
@@ -213,4 +212,5 @@ def log1p(x):
     """``log(1 + x)`` in float64; what the addition rounds away is put back to first order."""
     u = 1.0 + x
     lost = (x - (u - 1.0)) / u
-    return x if x == np.inf or x == 0.0 else log(u) + (lost if u > 0.0 else 0.0)
+    result = log(u) + (lost if u > 0.0 else 0.0)
+    return result if x < np.inf else x

@@ -69,10 +69,18 @@ def softmax(call: Call) -> float:
     w = call.class_weight
     w_mean = 1.0 if w is None else float(w.mean())
     options = np.array(
-        [call.temperature, call.unit, call.label_smoothing, call.z_loss, call.softcap or 0.0, call.map_scale, w_mean]
+        [
+            call.temperature,
+            call.unit,
+            call.label_smoothing,
+            call.z_loss,
+            call.softcap or 0.0,
+            call.map_scale,
+            w_mean,
+        ]
     )
     more = call.quantity == "entropy" or not {"entropy", "rank", "argmax"}.isdisjoint(call.rows)
-    outputs = [(MAPS[name], *operand(call.maps[name])) for name in in_place_last(call)]
+    outputs: list[tuple[int, Any, Any]] = [(MAPS[n], *operand(call.maps[n])) for n in in_place_last(call)]
     ignore, class_weight = ignore_array(call), NOTHING if w is None else w
 
     in_lanes = suits_lanes(call, x)
@@ -107,7 +115,8 @@ def cross_entropy(call: Call) -> float:
         return softmax(call)
     x = operand(call.x)
     y = None if call.y is None else Source(call.y, (call.x.dtype, np.float64))
-    outputs = [(("grad", "hess").index(name), *operand(call.maps[name])) for name in in_place_last(call)]
+    kinds = {"grad": 0, "hess": 1}
+    outputs: list[tuple[int, Any, Any]] = [(kinds[n], *operand(call.maps[n])) for n in in_place_last(call)]
     ignore = ignore_array(call)
     class_weight = NOTHING if call.class_weight is None else call.class_weight
     geometry_of_none = np.array([1, 0, 1, 1, 0])
@@ -135,7 +144,7 @@ def score(call: Call) -> float:
     if call.y is None:
         return softmax(call)
     of_target = {"loss", "grad", "hess"}
-    rows, maps = call.rows, call.maps
+    rows = call.rows
     call.rows = {name: out for name, out in rows.items() if name in of_target}
     cross_entropy(call)
     call.rows = {name: out for name, out in rows.items() if name not in of_target}
@@ -190,16 +199,16 @@ def binary_cross_entropy(call: Call) -> float:
     def binary(arrays: dict[str, Array | None], first: int, n: int, low: int, high: int, results: Array) -> int:
         def source(name: str, dtypes: tuple[Any, ...]) -> tuple[Any, Any]:
             view = arrays[name]
-            return (None, None) if view is None else tuple(Source(view, dtypes).rows(first, first + n))
+            return (None, None) if view is None else Source(view, dtypes).rows(first, first + n)
 
         x_dtype = arrays["x"].dtype  # type: ignore[union-attr]
         weights = NOTHING if call.elementwise else row_weights(call, first, first + n)
         return int(
             elements.binary_rows(
                 *source("x", (x_dtype,)), *source("t", (x_dtype, np.uint8, np.float64)),
-                *source("pos", (np.float64,)), *source("weight", (np.float64,)), first, n, low, high, whole_numbers,
-                not call.elementwise, FORM_CODES[call.form], call.label_smoothing, ignore, call.unit, call.map_scale, weights,
-                np.empty(elements.SLOTS * BLOCK), results,
+                *source("pos", (np.float64,)), *source("weight", (np.float64,)), first, n, low, high,
+                whole_numbers, not call.elementwise, FORM_CODES[call.form], call.label_smoothing, ignore, call.unit,
+                call.map_scale, weights, np.empty(elements.SLOTS * BLOCK), results,
                 *target(arrays["loss"]), *target(arrays["grad"]), *target(arrays["hess"]),
             )
         )  # fmt: skip
@@ -215,7 +224,9 @@ def binary_cross_entropy(call: Call) -> float:
     }
     if not call.elementwise:
         return by_rows(
-            call, ("loss",), lambda start, stop, results: binary(arrays, start, stop - start, 0, call.k, results)
+            call,
+            ("loss",),
+            lambda start, stop, results: binary(arrays, start, stop - start, 0, call.k, results),
         )
 
     def work(arrays: dict[str, Array | None], first: int, n: int, low: int, high: int) -> float:

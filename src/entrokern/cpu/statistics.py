@@ -99,7 +99,7 @@ def block_gaps(block, reference, weights):
     else:
         for i in range(block.size):
             gap = reference - np.float64(block[i])
-            total += weights[i] * gap if weights[i] != 0.0 or gap != gap else 0.0
+            total += weights[i] * gap if (weights[i] != 0.0) | (gap != gap) else 0.0
     return total
 
 
@@ -171,7 +171,12 @@ def block_record(block, m, scale, coming, lowest, more, holds_max, y_logit):
     if more:
         total, ties, spread, above = block_statistics(block, m, scale, y_logit)
         one = 1.0 if holds_max else 0.0
-        return np.float64(total) + (np.float64(ties) - one), np.float64(spread), block_max(coming, lowest), above
+        return (
+            np.float64(total) + (np.float64(ties) - one),
+            np.float64(spread),
+            block_max(coming, lowest),
+            above,
+        )
     S = 0.0
     if holds_max:
         total, ties, ahead = block_rest_ahead(view(block, 0, w), m, scale, view(coming, 0, w), lowest)
