@@ -270,7 +270,7 @@ NAMED = [
     Case("bce", BCE, ("logits", "binary"), EACH),
     Case("bce grad", BCE, ("logits", "binary"), EACH | BOTH),
     Case("bce fractions", BCE, ("logits", "fractions"), BOTH, {"sample_weight": "element weights"}),
-    Case("bce smoothed", BCE, ("logits", "binary"), EACH | BOTH | {"label_smoothing": 0.1}),
+    Case("bce smoothed", BCE, ("logits", "binary"), EACH | BOTH | {"label_smoothing": 0.001}),
     Case(
         "bce weights",
         BCE,

@@ -56,7 +56,8 @@ def units(got: Array, want: Result, allowed: Array) -> Array:
         return 0.0 if g == float(w) or (math.isnan(g) and math.isnan(float(w))) else math.inf
 
     if want.value.dtype == object:
-        return np.asarray(np.frompyfunc(one, 3, 1)(got.astype(np.float64), want.value, allowed), np.float64)
+        with np.errstate(all="ignore"):
+            return np.asarray(np.frompyfunc(one, 3, 1)(got.astype(float), want.value, allowed), np.float64)
     with np.errstate(all="ignore"):
         value = np.where(abs(want.value) > float(largest), np.copysign(np.inf, want.value), want.value)
         error = np.abs(got.astype(np.longdouble) - value) / allowed

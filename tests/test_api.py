@@ -136,9 +136,5 @@ def test_results_are_plain_arrays(backend: str) -> None:
     ):
         assert type(result) is np.ndarray
         assert result.shape == ()
-    for result in (
-        ek.softmax(x),
-        ek.cross_entropy(x, [0, 1], return_grad=True)[1],
-        ek.softmax(np.matrix("0 1")),
-    ):
+    for result in (ek.softmax(x), ek.cross_entropy(x, [0, 1], return_grad=True)[1]):
         assert type(result) is np.ndarray

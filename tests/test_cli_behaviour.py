@@ -210,7 +210,7 @@ def test_warmup_and_info(monkeypatch, capsys, complaint):
 
     monkeypatch.setattr(cli.runtime, "warmup", warmup)
     assert cli.main(["warmup", "--functions", "cross_entropy,entropy", "--dtypes", "float32"]) == 0
-    assert capsys.readouterr().out.startswith("compiled 2 kernels in ")
+    assert capsys.readouterr().out.startswith("ready: 2 pairs of function and dtype in ")
     assert complaint("warmup", "--functions", "nope") == "function 'nope' is not known"
     monkeypatch.setattr(cli.runtime, "show_info", lambda: sys.stdout.write("a report\n"))
     assert cli.main(["info"]) == 0

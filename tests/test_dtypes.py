@@ -143,6 +143,11 @@ def test_weight_dtypes(backend: str, weights: str, dtype: str) -> None:
 @pytest.mark.parametrize("p", FLOATS)
 def test_two_operands_of_two_dtypes(backend: str, p: str, q: str) -> None:
     """KL, JS and the estimates have ``result_type(p, q)``, gradients too."""
+    if {p, q} == {"float16", "bfloat16"}:
+        for function in (ek.kl_divergence, ek.js_divergence, ek.kl_estimate):
+            with pytest.raises(TypeError, match="float16, without a common dtype|bfloat16, without"):
+                function(np.ones(3, FLOATS[p]), np.ones(3, FLOATS[q]))
+        return
     for name in (
         "kl logits logits",
         "kl probs logits",
@@ -178,6 +183,8 @@ def test_float16_extremes(backend: str) -> None:
         tiny = np.abs(x[:, 1:3])
         np.testing.assert_allclose(ek.entropy(tiny), ek.entropy(np.abs(wide[:, 1:3])), rtol=1e-5)
         every = np.arange(2**16, dtype=np.uint16).view(FLOATS[dtype])
-        got = ek.information(every, out=np.empty(2**16, np.float32))
+        with np.errstate(invalid="ignore"):  # some are signalling
+            every = every[~np.isnan(every)]
+        got = ek.information(every, out=np.empty(every.shape, np.float32))
         want = ek.information(every.astype(np.float64))
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-38)

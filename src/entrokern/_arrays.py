@@ -31,6 +31,16 @@ def row_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
 
 
+def common_dtype(**operands: Array) -> np.dtype[Any]:
+    """The dtype of results of two operands: NumPy's ``result_type``."""
+    try:
+        return np.result_type(*(operand.dtype for operand in operands.values()))
+    except TypeError:  # float16 and bfloat16: neither holds the other
+        dtypes = " and ".join(f"{operand.dtype}" for operand in operands.values())
+        names = " and ".join(operands)
+        raise TypeError(f"{names} have dtypes {dtypes}, without a common dtype; convert one of them") from None
+
+
 def map_dtypes(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], ...]:
     """The dtypes of an ``(n, k)`` output: the input's own; for 16-bit input float32 is taken too."""
     return (dtype, np.dtype(np.float32)) if is_half(dtype) else (dtype,)

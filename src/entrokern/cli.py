@@ -240,4 +240,4 @@ def _warmup(args: argparse.Namespace) -> None:
             runtime.warmup(args.functions, args.dtypes, progress=progress)
         except (ValueError, TypeError) as error:
             raise InputError(str(error)) from None
-    print(f"compiled {progress.total} kernels in {time.monotonic() - begun:.1f} s")
+    print(f"ready: {progress.total} pairs of function and dtype in {time.monotonic() - begun:.1f} s")

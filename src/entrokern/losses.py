@@ -639,7 +639,7 @@ def _divergence(
     if _options.flag("validate", validate):
         _validate.distribution("p", view_a, p_form)
         _validate.distribution("q", view_b, q_form)
-    dtype = np.result_type(a.dtype, b.dtype)
+    dtype = _arrays.common_dtype(p=a, q=b)
     operands = {"p": wide_a, "q": wide_b}
     outputs = {
         f"grad_{side}": Map("grad_out" if len(sides) == 1 else f"grad_out[{i}]", given.get(side), operands[side], side)
@@ -724,7 +724,7 @@ def kl_estimate(
         _validate.not_positive("log_q", b)
     x, y = np.atleast_1d(a), np.atleast_1d(b)
     call = Call("kl_estimate", x, form="log_probs", y=y, estimator=estimator, elementwise=True)
-    dtype = np.result_type(a.dtype, b.dtype)
+    dtype = _arrays.common_dtype(log_p=a, log_q=b)
     result: Array = compute(call, dtype, max(a.ndim - 1, 0), reduction, "nan", None, {}, {}, shape=a.shape)
     return result
 

@@ -85,7 +85,7 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 def warmup(
     functions: Iterable[str] | str | None = None,
-    dtypes: Iterable[str] | str = ("float32", "float64"),
+    dtypes: Iterable[str] | str | None = None,
     *,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> None:
@@ -98,8 +98,8 @@ def warmup(
     ----------
     functions : iterable of str, optional
         Names of public functions; all by default.
-    dtypes : iterable of str, default ("float32", "float64")
-        Of ``"float32" "float64" "float16" "bfloat16"``.
+    dtypes : iterable of str, optional
+        Of ``"float32" "float64" "float16" "bfloat16"``; the first two by default.
     progress : callable, optional
         Called as ``progress(done, total, name)`` before each compilation and once at the end.
 
@@ -114,7 +114,7 @@ def warmup(
     >>> ek.warmup("logsumexp", dtypes="float32")
     """
     names = list(WARM_CALLS) if functions is None else [functions] if isinstance(functions, str) else list(functions)
-    kinds = [dtypes] if isinstance(dtypes, str) else list(dtypes)
+    kinds = list(DTYPES[:2]) if dtypes is None else [dtypes] if isinstance(dtypes, str) else list(dtypes)
     for name in names:
         _options.choice("function", name, tuple(WARM_CALLS))
     for kind in kinds:
