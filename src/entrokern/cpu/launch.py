@@ -39,8 +39,17 @@ def target(array: Array | None) -> tuple[Any, Any]:
     return operand(array)
 
 
-def ignore_array(call: Call, dtype: Any = np.int64) -> Array:
-    return np.array([] if call.ignore_index is None else [call.ignore_index], dtype)
+def labels_and_ignored(call: Call, start: int, stop: int) -> tuple[Array, Array]:
+    """Labels of rows ``start:stop`` as int64, and the label to ignore (empty: none)."""
+    labels, ignored = column(call.labels, start, stop, None), call.ignore_index
+    if labels.dtype == np.uint64:
+        # Beyond int64 all are out of range alike, but for an ignored one: -1, which no other can be.
+        found = labels == ignored if ignored is not None else np.zeros(labels.shape, bool)
+        labels = np.where(found, -1, np.minimum(labels, np.uint64(2**63 - 1)).astype(np.int64))
+        ignored = None if ignored is None else -1
+    elif ignored is not None and not -(2**63) <= ignored < 2**63:
+        ignored = None  # which no label equals
+    return labels.astype(np.int64, copy=False), np.array([] if ignored is None else [ignored], np.int64)
 
 
 def row_weights(call: Call, start: int, stop: int) -> Array:

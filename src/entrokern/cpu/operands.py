@@ -82,7 +82,4 @@ def column(values: Array | None, start: int, stop: int, dtype: Any) -> Array:
     """Elements ``start:stop`` of a batch-shaped array, contiguous and of `dtype`; empty for None."""
     if values is None:
         return np.empty(0, dtype)
-    chunk = flat_chunk(values, start, stop)
-    if dtype == np.int64 and chunk.dtype == np.uint64:
-        chunk = np.minimum(chunk, np.uint64(2**63 - 1))  # would wrap to a negative number
-    return np.ascontiguousarray(chunk, dtype)
+    return np.ascontiguousarray(flat_chunk(values, start, stop), dtype)

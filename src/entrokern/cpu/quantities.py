@@ -14,9 +14,9 @@ from .blocks import BLOCK
 from .distributions import FORM_CODES
 from .finish import ROW_RESULTS
 from .lanes import LANES, softmax_lanes
-from .launch import Source, by_elements, by_rows, ignore_array, row_weights, target
+from .launch import Source, by_elements, by_rows, labels_and_ignored, row_weights, target
 from .maps import MAPS
-from .operands import Operand, column, operand
+from .operands import Operand, operand
 from .rows import softmax_rows
 
 LOG2E = 1.4426950408889634
@@ -81,12 +81,12 @@ def softmax(call: Call) -> float:
     )
     more = call.quantity == "entropy" or not {"entropy", "rank", "argmax"}.isdisjoint(call.rows)
     outputs: list[tuple[int, Any, Any]] = [(MAPS[n], *operand(call.maps[n])) for n in in_place_last(call)]
-    ignore, class_weight = ignore_array(call), NOTHING if w is None else w
+    class_weight = NOTHING if w is None else w
 
     in_lanes = suits_lanes(call, x)
 
     def work(start: int, stop: int, results: Array) -> int:
-        labels = column(call.labels, start, stop, np.int64)
+        labels, ignore = labels_and_ignored(call, start, stop)
         weights = row_weights(call, start, stop)
         if in_lanes:
             kernel: Any = softmax_lanes
@@ -114,16 +114,15 @@ def cross_entropy(call: Call) -> float:
     if from_labels(call):
         return softmax(call)
     x = operand(call.x)
-    y = None if call.y is None else Source(call.y, (call.x.dtype, np.float64))
+    y = None if call.y is None else Source(call.y, (call.x.dtype, np.uint8, np.float64))
     kinds = {"grad": 0, "hess": 1}
     outputs: list[tuple[int, Any, Any]] = [(kinds[n], *operand(call.maps[n])) for n in in_place_last(call)]
-    ignore = ignore_array(call)
     class_weight = NOTHING if call.class_weight is None else call.class_weight
     geometry_of_none = np.array([1, 0, 1, 1, 0])
 
     def work(start: int, stop: int, results: Array) -> int:
         b = (NOTHING, geometry_of_none) if y is None else y.rows(start, stop)
-        labels = column(call.labels, start, stop, np.int64)
+        labels, ignore = labels_and_ignored(call, start, stop)
         weights, stage = row_weights(call, start, stop), np.empty(distributions.SLOTS * BLOCK)
         bad = -1
         for kind, out, geometry in outputs or [(0, None, None)]:
@@ -193,7 +192,7 @@ def divergence(call: Call) -> float:
 
 def binary_cross_entropy(call: Call) -> float:
     assert call.y is not None
-    ignore = ignore_array(call, np.float64)
+    ignore = np.array([] if call.ignore_index is None else [call.ignore_index], np.float64)
     whole_numbers = call.y.dtype.kind in "iu"
 
     def binary(arrays: dict[str, Array | None], first: int, n: int, low: int, high: int, results: Array) -> int:
