@@ -145,7 +145,7 @@ def test_two_operands_of_two_dtypes(backend: str, p: str, q: str) -> None:
     """KL, JS and the estimates have ``result_type(p, q)``, gradients too."""
     if {p, q} == {"float16", "bfloat16"}:
         for function in (ek.kl_divergence, ek.js_divergence, ek.kl_estimate):
-            with pytest.raises(TypeError, match="float16, without a common dtype|bfloat16, without"):
+            with pytest.raises(TypeError, match=r"float16, without a common dtype|bfloat16, without"):
                 function(np.ones(3, FLOATS[p]), np.ones(3, FLOATS[q]))
         return
     for name in (

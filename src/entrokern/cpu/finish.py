@@ -12,23 +12,30 @@ LOSS, LSE, LOG_PROB, ENTROPY, ARGMAX, RANK, MAX_PROB = range(7)
 ROW_RESULTS = ("loss", "lse", "log_prob", "entropy", "argmax", "rank", "max_prob")
 
 # Scalar options, in one float64 array.
-TEMPERATURE, UNIT, SMOOTHING, Z_LOSS, CAP, MAP_SCALE, W_MEAN, N_OPTIONS = range(8)
+INV_TEMPERATURE, UNIT, SMOOTHING, Z_LOSS, CAP, MAP_SCALE, W_MEAN, N_OPTIONS = range(8)
 
 LN2 = 0.6931471805599453
 
 
 @inline
-def finish_row(results, i, m, S, L, spread, above, argmax, y_logit, label, weight, w_y, gaps, options):
-    """Write every result of one row whose largest logit `m` is finite (or that holds a NaN).
+def finish_row(
+    results, i, m, S, L, spread, above, argmax, y_logit, label, weight, w_y, gaps, options, details
+):  # fmt: skip
+    """Write the results of one row whose largest logit `m` is finite (or that holds a NaN).
 
     `label` is -1 for no label at all and -2 for an ignored one; `weight` is the sample weight, `gaps`
-    the mean over the classes of ``w_c·(m - x_c)``.
+    the mean over the classes of ``w_c·(m - x_c)``. Without `details` only the loss and lse are written.
     """
-    inv_T = 1.0 / options[TEMPERATURE]
-    nan_row = S != S or m != m
-    Z = 1.0 + S
+    inv_T = options[INV_TEMPERATURE]
+    nan_row = (S != S) | (m != m)
     lse = m * inv_T + L
     results[LSE, i] = lse
+    gap = (m - y_logit) * inv_T
+    if label != -1:
+        results[LOSS, i] = _row_loss(L, gap, lse, weight, w_y, gaps * inv_T, label, options, nan_row)
+    if not details:
+        return
+    Z = 1.0 + S
     # Σ p·(m - z), from Σ e^(z-m)·log2 e^(z-m), to which the largest logit itself adds 0.
     results[ENTROPY, i] = options[UNIT] * _formulas.entropy_from_logits(L, -LN2 * spread / Z)
     results[MAX_PROB, i] = 1.0 / Z
@@ -36,11 +43,9 @@ def finish_row(results, i, m, S, L, spread, above, argmax, y_logit, label, weigh
     if label == -1:
         # Without labels the row's loss is its entropy.
         results[LOSS, i] = weight * results[ENTROPY, i] if weight != 0.0 else 0.0
-        return
-    gap = (m - y_logit) * inv_T
-    results[LOG_PROB, i] = np.nan if label == -2 else -(L + gap)
-    results[RANK, i] = -1.0 if nan_row or label == -2 else above
-    results[LOSS, i] = _row_loss(L, gap, lse, weight, w_y, gaps * inv_T, label, options, nan_row)
+    else:
+        results[LOG_PROB, i] = np.nan if label == -2 else -(L + gap)
+        results[RANK, i] = -1.0 if nan_row or label == -2 else above
 
 
 @inline

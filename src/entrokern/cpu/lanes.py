@@ -11,7 +11,7 @@ import numpy as np
 
 from .blocks import AXES, CLASS_STRIDE, SIZES, load_one, narrow, row_start, view, widen
 from .compile import inline, kernel
-from .finish import MAP_SCALE, SMOOTHING, TEMPERATURE, UNIT, finish_infinite, finish_row
+from .finish import INV_TEMPERATURE, MAP_SCALE, SMOOTHING, UNIT, finish_infinite, finish_row
 from .maps import GRAD, LOG_SOFTMAX
 from .math import LOG2E, cast, exp2, floored, log1p
 from .rows import class_of, first_bad_label, scan
@@ -141,14 +141,14 @@ def true_class_gradient(S, same, y_gap, w_y, factor):
 
 @kernel
 def softmax_lanes(
-    x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, tile, more, results,
+    x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, tile, more, details, results,
     kind, out, out_geometry, vectors, wide,
 ):  # fmt: skip
     """The work of `rows.softmax_rows` for plain logits (no softcap), tile by tile."""
     bad = first_bad_label(labels, k, ignore)
     if bad >= 0:
         return bad
-    inv_T = 1.0 / options[TEMPERATURE]
+    inv_T = options[INV_TEMPERATURE]
     stride = geometry[CLASS_STRIDE]
     tops, argmaxes = view(vectors, MAX * LANES, LANES), view(vectors, ARGMAX * LANES, LANES)
     spreads, aboves = view(vectors, SPREAD * LANES, LANES), view(vectors, ABOVE * LANES, LANES)
@@ -189,7 +189,7 @@ def softmax_lanes(
                 gap = gaps[r] if options[SMOOTHING] > 0.0 else 0.0
                 finish_row(
                     results, i, m, rest, L, np.float64(spreads[r]), aboves[r], argmaxes[r], y_logit, label,
-                    weight, w_y, gap, options,
+                    weight, w_y, gap, options, details,
                 )  # fmt: skip
         if out is not None:
             for r in range(count):

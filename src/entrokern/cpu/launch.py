@@ -13,12 +13,17 @@ from .._arrays import Array
 from .._call import Call
 from .operands import Operand, column, converted, operand
 
-CHUNK_ELEMENTS = 1 << 19  # a fixed cut, so that no result depends on the number of threads
+# The cut into chunks depends on the shape alone, so that no result depends on the number of threads.
+SMALLEST, LARGEST = 1 << 18, 1 << 21  # elements of a chunk: worth a thread's while; no more than a few MB
 CHUNK_ROWS = 1 << 15
 
 
-def chunk_rows(k: int) -> int:
-    return max(1, min(CHUNK_ROWS, CHUNK_ELEMENTS // k))
+def chunk_elements(total: int) -> int:
+    return max(SMALLEST, min(LARGEST, total // 16))
+
+
+def chunk_rows(n: int, k: int) -> int:
+    return max(1, min(CHUNK_ROWS, chunk_elements(n * k) // k))
 
 
 class Source:
@@ -62,7 +67,8 @@ def by_rows(call: Call, names: tuple[str, ...], work: Callable[[int, int, Array]
     `work` fills ``results[i]`` with the row results called ``names[i]`` (the first is the loss) and
     returns the index of the first bad target of its chunk, or -1.
     """
-    n, step = call.n_rows, chunk_rows(call.k)
+    n = call.n_rows
+    step = chunk_rows(n, call.k)
     sums = [0.0] * -(-n // step)
     outputs = [
         (i, call.rows[name], call.rows[name].flags.c_contiguous) for i, name in enumerate(names) if name in call.rows
@@ -105,7 +111,7 @@ def by_elements(
         shape = line
     k = shape[-1]
     n = math.prod(shape[:-1])
-    rows, columns = chunk_rows(max(k, 1)), CHUNK_ELEMENTS
+    rows, columns = chunk_rows(n, max(k, 1)), chunk_elements(n * k)
     jobs = [
         (first, min(rows, n - first), low, min(k, low + columns))
         for first in range(0, n, rows)

@@ -7,7 +7,7 @@ import numpy as np
 from .. import _formulas
 from .blocks import BLOCK, block_of, load, store, store_constant, through_softcap, view
 from .compile import inline
-from .finish import CAP, LN2, MAP_SCALE, SMOOTHING, TEMPERATURE, UNIT, W_MEAN, Z_LOSS
+from .finish import CAP, INV_TEMPERATURE, LN2, MAP_SCALE, SMOOTHING, UNIT, W_MEAN, Z_LOSS
 from .math import cast, exp2, floored
 
 GRAD, HESS, ENTROPY_GRAD, SOFTMAX, LOG_SOFTMAX = range(5)
@@ -73,7 +73,7 @@ def write_map(
     if undefined and not (kind == LOG_SOFTMAX and m == np.inf):
         store_constant(np.nan, k, out, out_start, out_stride)
         return
-    cap, inv_T = options[CAP], 1.0 / options[TEMPERATURE]
+    cap, inv_T = options[CAP], options[INV_TEMPERATURE]
     m_ = cast(m, scale)
     Z = 1.0 + S
     factor = weight * options[MAP_SCALE] * inv_T

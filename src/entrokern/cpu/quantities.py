@@ -79,7 +79,9 @@ def softmax(call: Call) -> float:
             w_mean,
         ]
     )
+    # What the kernel's loop has to gather, and what is left to do for each row.
     more = call.quantity == "entropy" or not {"entropy", "rank", "argmax"}.isdisjoint(call.rows)
+    details = more or not {"log_prob", "max_prob"}.isdisjoint(call.rows)
     outputs: list[tuple[int, Any, Any]] = [(MAPS[n], *operand(call.maps[n])) for n in in_place_last(call)]
     class_weight = NOTHING if w is None else w
 
@@ -100,7 +102,7 @@ def softmax(call: Call) -> float:
         for kind, out, geometry in outputs or [(0, None, None)]:
             bad = kernel(
                 x.flat, x.geometry, start, stop - start, call.k, labels, ignore, weights, class_weight, options,
-                scale, stage, more, results, kind, out, geometry, *scratch,
+                scale, stage, more, details, results, kind, out, geometry, *scratch,
             )  # fmt: skip
             if bad >= 0:
                 break

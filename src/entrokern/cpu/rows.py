@@ -57,7 +57,7 @@ def scan(x, start, stride, k, y_logit, class_weight, cap, stage):
 
 @kernel
 def softmax_rows(
-    x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, stage, more, results,
+    x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, stage, more, details, results,
     kind, out, out_geometry, work,
 ):  # fmt: skip
     """Rows ``first … first + n - 1`` of logits: their results, and one map (``out=None`` for none).
@@ -78,12 +78,16 @@ def softmax_rows(
         if labels.size:
             label = class_of(labels[i], ignore)
             if label >= 0:
-                y_logit = np.float64(load_one(x, start + label * stride, cap, stage))
                 w_y = class_weight[label] if class_weight.size else 1.0
+                if more:
+                    y_logit = np.float64(load_one(x, start + label * stride, cap, stage))
         weight = weights[i] if weights.size else 1.0
         m, S, spread, at, above, ahead, slot = row_record(
             x, start, stride, k, next_start, ahead, slot, scale, cap, stage, more, cast(y_logit, scale)
         )
+        if label >= 0 and not more:
+            # After the sweep, which has brought the row into cache: before it, this read would wait for memory.
+            y_logit = np.float64(load_one(x, start + label * stride, cap, stage))
         L, argmax = np.nan, at
         infinite = m == -np.inf or m == np.inf
         if infinite:
@@ -103,7 +107,7 @@ def softmax_rows(
             gaps = 0.0
             if options[SMOOTHING] > 0.0 and label >= 0:
                 gaps = row_gaps(x, start, stride, k, m, class_weight, cap, stage, 1 - slot) / k
-            finish_row(results, i, m, S, L, spread, above, argmax, y_logit, label, weight, w_y, gaps, options)
+            finish_row(results, i, m, S, L, spread, above, argmax, y_logit, label, weight, w_y, gaps, options, details)
         if out is not None:
             write_map(
                 kind, x, start, stride, k, out, row_start(out_geometry, first + i), out_geometry[CLASS_STRIDE],

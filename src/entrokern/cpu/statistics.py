@@ -110,12 +110,12 @@ def merge(m_a, S_a, spread_a, m_b, S_b, spread_b, scale):
     The part with the smaller maximum adds ``e^(m_a - m_b)·(1 + S)``. A part without a finite logit has
     ``m = -inf`` and sums of 0, or of NaN, which stays; the floored shift keeps ``-inf·0`` out.
     """
+    if m_a == -np.inf or m_b == -np.inf:
+        return max(m_a, m_b), S_a + S_b, spread_a + spread_b
     if m_b > m_a:
         shift = floored((m_a - m_b) * scale)
-        factor, Z = exp2(shift), (1.0 + S_a if m_a > -np.inf else S_a)
+        factor, Z = exp2(shift), 1.0 + S_a
         return m_b, S_b + factor * Z, spread_b + factor * (spread_a + shift * Z)
-    if m_b == -np.inf:
-        return m_a, S_a + S_b, spread_a + spread_b
     shift = floored((m_b - m_a) * scale)
     factor, Z = exp2(shift), 1.0 + S_b
     return m_a, S_a + factor * Z, spread_a + factor * (spread_b + shift * Z)
