@@ -52,23 +52,23 @@ def _exponentials(block, times):
 
 @numba.njit(nogil=True, fastmath=SUMS, error_model="numpy")
 def _log_f32(x):
-    """``log x`` of normal float32 numbers with no care for any other: no logarithm is cheaper.
+    """``log x`` of normal float32 numbers with no care for any other: little can be cheaper.
 
-    The polynomial is that of S. L. Moshier's Cephes (`logf`), within about one unit in the last place.
+    ``log(1+f) = f - f²/2 + f³·P(f)`` for mantissas from sqrt(1/2) to sqrt(2), P a Chebyshev fit.
     """
     bits = bits32(x)
     exponent = (bits - np.uint32(0x3F3504F3)) & np.uint32(0xFF800000)
     e = np.float32(np.int32(exponent) >> 23)
     f = float32_of(bits - exponent) - np.float32(1.0)
-    y = np.float32(7.0376836292e-2)
-    y = y * f + np.float32(-1.1514610310e-1)
-    y = y * f + np.float32(1.1676998740e-1)
-    y = y * f + np.float32(-1.2420140846e-1)
-    y = y * f + np.float32(1.4249322787e-1)
-    y = y * f + np.float32(-1.6668057665e-1)
-    y = y * f + np.float32(2.0000714765e-1)
-    y = y * f + np.float32(-2.4999993993e-1)
-    y = y * f + np.float32(3.3333331174e-1)
+    y = np.float32(0.06971611471451178)
+    y = y * f + np.float32(-0.11479733846637635)
+    y = y * f + np.float32(0.1168541992348674)
+    y = y * f + np.float32(-0.12425687331451106)
+    y = y * f + np.float32(0.1424905764569748)
+    y = y * f + np.float32(-0.16667802319501254)
+    y = y * f + np.float32(0.200007157488921)
+    y = y * f + np.float32(-0.24999996950957882)
+    y = y * f + np.float32(0.33333331180030046)
     f2 = f * f
     return f + (f * f2 * y - np.float32(0.5) * f2) + e * np.float32(0.693147180559945)
 
