@@ -10,6 +10,7 @@ from .compile import inline, inline_sums, kernel
 from .distributions import LOG_PROBS, LOGITS
 from .math import absolute, exp, log, log1p
 
+# Scratch slots. The targets and positive weights become the weights of the negative and positive part.
 X, T, POS, WEIGHT, LOG1P, E, VALUE, GRAD, HESS, SLOTS = range(10)
 
 
@@ -43,13 +44,13 @@ def binary_parts(n, form, stage):
 @inline
 def binary_slopes(n, form, unit, stage):
     """Gradient and (for logits) Hessian of the unweighted block."""
-    x, t, pos = slot_of(stage, X, n), slot_of(stage, T, n), slot_of(stage, POS, n)
+    x, positive, negative = slot_of(stage, X, n), slot_of(stage, POS, n), slot_of(stage, T, n)
     grad, hess = slot_of(stage, GRAD, n), slot_of(stage, HESS, n)
     if form == LOGITS:
         for i in range(n):
             e = exp(-absolute(x[i]))
             s, c = _formulas.sigmoid(x[i], e), _formulas.sigmoid(-x[i], e)  # c = 1 - s, digits kept
-            a, b = pos[i] * t[i], 1.0 - t[i]
+            a, b = positive[i], negative[i]
             grad[i] = unit * (b * s - a * c)
             hess[i] = unit * (a + b) * s * c
     elif form == LOG_PROBS:
@@ -57,11 +58,11 @@ def binary_slopes(n, form, unit, stage):
             d = -x[i]
             # 1 / (e^d - 1), from the series of e^d - 1 where d is small.
             growth = d * (1.0 + d * _formulas.expm1_tail(-d)) if d < 1.0 else exp(d) - 1.0
-            grad[i] = unit * (_formulas.times(1.0 - t[i], 1.0 / growth) - pos[i] * t[i])
+            grad[i] = unit * (_formulas.times(negative[i], 1.0 / growth) - positive[i])
     else:
         for i in range(n):
-            b = _formulas.times(1.0 - t[i], 1.0 / (1.0 - x[i]))
-            grad[i] = unit * (b - _formulas.times(pos[i] * t[i], 1.0 / x[i]))
+            b = _formulas.times(negative[i], 1.0 / (1.0 - x[i]))
+            grad[i] = unit * (b - _formulas.times(positive[i], 1.0 / x[i]))
             grad[i] = grad[i] if x[i] >= 0.0 else np.nan
 
 
@@ -124,13 +125,15 @@ def binary_rows(
                 counts = targets[c] != ignored
                 kept += 1 if counts else 0
                 weights[c] = weights[c] if counts else 0.0
-                targets[c] = (1.0 - smoothing) * targets[c] + 0.5 * smoothing
+                # The two parts' weights. The negative one is smoothed on its own: 1 - t would lose a small ε.
+                t_c = targets[c]
+                pos_weights[c] *= (1.0 - smoothing) * t_c + 0.5 * smoothing
+                targets[c] = (1.0 - smoothing) * (1.0 - t_c) + 0.5 * smoothing
             kept_any |= kept > 0
             binary_parts(m, form, stage)
             surprise, other = slot_of(stage, E, m), slot_of(stage, LOG1P, m)
             for c in range(m):
-                value = _formulas.times(pos_weights[c] * targets[c], surprise[c])
-                value += _formulas.times(1.0 - targets[c], other[c])
+                value = _formulas.times(pos_weights[c], surprise[c]) + _formulas.times(targets[c], other[c])
                 # What does not count is 0, whatever x holds there.
                 values[c] = 0.0 if weights[c] == 0.0 else weights[c] * unit * value
             row_total += total_of(values)

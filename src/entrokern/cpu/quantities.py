@@ -70,7 +70,7 @@ def softmax(call: Call) -> float:
     w_mean = 1.0 if w is None else float(w.mean())
     options = np.array(
         [
-            call.temperature,
+            1.0 / call.temperature,
             call.unit,
             call.label_smoothing,
             call.z_loss,
