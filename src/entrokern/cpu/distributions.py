@@ -23,8 +23,8 @@ from .blocks import (
 )
 from .compile import inline, inline_sums, kernel
 from .math import LOG2E, exp, log, log1p
-from .rows import class_of, first_bad_label, scan
-from .statistics import block_max, first_position, row_record
+from .rows import first_bad_label, scan
+from .statistics import block_max, class_of, first_position, row_record
 
 LOGITS, LOG_PROBS, PROBS = range(3)
 FORM_CODES = {"logits": LOGITS, "log_probs": LOG_PROBS, "probs": PROBS}

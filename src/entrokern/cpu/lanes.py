@@ -11,10 +11,11 @@ import numpy as np
 
 from .blocks import AXES, CLASS_STRIDE, SIZES, load_one, narrow, row_start, view, widen
 from .compile import inline, kernel
-from .finish import INV_TEMPERATURE, MAP_SCALE, SMOOTHING, UNIT, finish_infinite, finish_row
+from .finish import INV_TEMPERATURE, MAP_SCALE, SMOOTHING, UNIT, finish_rows, put_infinite, put_record
 from .maps import GRAD, LOG_SOFTMAX
 from .math import LOG2E, cast, exp2, floored, log1p
-from .rows import class_of, first_bad_label, scan
+from .rows import first_bad_label, scan
+from .statistics import class_of
 
 LANES = 64
 GROUP = 8  # classes summed in the compute type before their sum goes to float64
@@ -165,32 +166,31 @@ def softmax_lanes(
                 y_logits[r] = tile[label * LANES + r] if label >= 0 else cast(np.inf, scale)
         tile_max(tile, vectors, k)
         tile_sums(tile, vectors, wide, k, scale, more)
-        for r in range(LANES):
-            logs[r] = log1p(sums[r])
         if options[SMOOTHING] > 0.0:
             tile_gaps(tile, vectors, wide, k, class_weight)
         for r in range(count):
             i = low + r
             label = class_of(labels[i], ignore) if labels.size else -1
-            weight = weights[i] if weights.size else 1.0
-            w_y = class_weight[label] if class_weight.size and label >= 0 else 1.0
-            m, y_logit, rest, L = np.float64(tops[r]), np.float64(y_logits[r]), sums[r], logs[r]
-            infinite = m == -np.inf or m == np.inf
-            if infinite:
+            m, y_logit = np.float64(tops[r]), np.float64(y_logits[r])
+            if m == -np.inf or m == np.inf:
                 start = row_start(geometry, first + i)
                 has_nan, m, at, above, weighs = scan(x, start, stride, k, y_logit, class_weight, 0.0, tile)
                 if has_nan:
-                    infinite, rest = False, np.nan
                     sums[r] = np.nan
+                    put_record(results, n, i, np.nan, np.nan, np.nan, 0, 0, y_logit, 0.0)
                 else:
                     smoothed = weighs and options[SMOOTHING] > 0.0
-                    finish_infinite(results, i, m, at, above, y_logit, label, weight, smoothed)
-            if not infinite:
+                    weight = weights[i] if weights.size else 1.0
+                    put_infinite(results, n, i, m, at, above, y_logit, label, weight, smoothed)
+            else:
                 gap = gaps[r] if options[SMOOTHING] > 0.0 else 0.0
-                finish_row(
-                    results, i, m, rest, L, np.float64(spreads[r]), aboves[r], argmaxes[r], y_logit, label,
-                    weight, w_y, gap, options, details,
+                put_record(
+                    results, n, i, m, sums[r], np.float64(spreads[r]), argmaxes[r], aboves[r], y_logit, gap
                 )  # fmt: skip
+        finish_rows(results, n, low, low + count, labels, ignore, weights, class_weight, options, details)
+        if kind == LOG_SOFTMAX and out is not None:
+            for r in range(LANES):
+                logs[r] = log1p(sums[r])
         if out is not None:
             for r in range(count):
                 i = low + r

@@ -8,7 +8,7 @@ from .. import _formulas
 from .blocks import BLOCK, block_of, load, store, store_constant, through_softcap, view
 from .compile import inline
 from .finish import CAP, INV_TEMPERATURE, LN2, MAP_SCALE, SMOOTHING, UNIT, W_MEAN, Z_LOSS
-from .math import cast, exp2, floored
+from .math import cast, exp2, floored, log1p
 
 GRAD, HESS, ENTROPY_GRAD, SOFTMAX, LOG_SOFTMAX = range(5)
 MAPS = {
@@ -62,10 +62,10 @@ def smoothed_gradient(block, m, scale, Z, A, soft, class_weight, z_slope, factor
 
 @inline
 def write_map(
-    kind, x, start, stride, k, out, out_start, out_stride, m, S, L, spread, argmax,
+    kind, x, start, stride, k, out, out_start, out_stride, m, S, spread, argmax,
     label, y_logit, weight, w_y, class_weight, options, scale, stage, slot, work,
 ):  # fmt: skip
-    """Write one row of the map `kind`; its record is given by `m`, `S`, `L` and `spread`."""
+    """Write one row of the map `kind`; its record is given by `m`, `S` and `spread`."""
     if kind <= ENTROPY_GRAD and (label == -2 or weight == 0.0):
         store_constant(0.0, k, out, out_start, out_stride)
         return
@@ -80,6 +80,7 @@ def write_map(
     unit, eps = options[UNIT], options[SMOOTHING]
     A = (1.0 - eps) * w_y + eps * options[W_MEAN]
     plain = eps == 0.0 and options[Z_LOSS] == 0.0
+    L = log1p(S) if kind == LOG_SOFTMAX or not plain else 0.0
     z_slope = 2.0 * options[Z_LOSS] * (m * inv_T + L) / unit
     factor *= unit
     for b in range(0, k, BLOCK):

@@ -98,11 +98,11 @@ def softmax(call: Call) -> float:
             kernel = softmax_rows
             stage = None if in_place else np.empty(2 * BLOCK, dtype)
             scratch = (np.empty(BLOCK, dtype) if outputs else None,)
-        bad = -1
+        bad, flat = -1, results.reshape(-1)
         for kind, out, geometry in outputs or [(0, None, None)]:
             bad = kernel(
                 x.flat, x.geometry, start, stop - start, call.k, labels, ignore, weights, class_weight, options,
-                scale, stage, more, details, results, kind, out, geometry, *scratch,
+                scale, stage, more, details, flat, kind, out, geometry, *scratch,
             )  # fmt: skip
             if bad >= 0:
                 break

@@ -6,10 +6,10 @@ import numpy as np
 
 from .blocks import BLOCK, CLASS_STRIDE, block_of, load, load_one, row_start, view
 from .compile import inline, kernel
-from .finish import CAP, SMOOTHING, finish_infinite, finish_row
+from .finish import CAP, GROUP, SMOOTHING, finish_rows, put_infinite, put_record
 from .maps import write_map
-from .math import cast, log1p
-from .statistics import block_gaps, block_max, first_position, row_record
+from .math import cast
+from .statistics import block_gaps, block_max, class_of, first_position, row_record
 
 
 @inline
@@ -20,12 +20,6 @@ def first_bad_label(labels, k, ignore):
         if (label < 0 or label >= k) and (ignore.size == 0 or label != ignore[0]):
             return i
     return -1
-
-
-@inline
-def class_of(label, ignore):
-    """A checked label as the kernels use it: -2 for an ignored one, which may also be a class's number."""
-    return -2 if ignore.size and label == ignore[0] else label
 
 
 @inline
@@ -88,31 +82,32 @@ def softmax_rows(
         if label >= 0 and not more:
             # After the sweep, which has brought the row into cache: before it, this read would wait for memory.
             y_logit = np.float64(load_one(x, start + label * stride, cap, stage))
-        L, argmax = np.nan, at
-        infinite = m == -np.inf or m == np.inf
-        if infinite:
+        argmax = at
+        if m == -np.inf or m == np.inf:
             has_nan, m, argmax, above, weighs = scan(x, start, stride, k, y_logit, class_weight, cap, stage)
             if has_nan:
-                infinite, S = False, np.nan
+                m, S = np.nan, np.nan
+                put_record(results, n, i, m, S, S, 0, 0, y_logit, 0.0)
             else:
                 smoothed = weighs and options[SMOOTHING] > 0.0
-                finish_infinite(results, i, m, argmax, above, y_logit, label, weight, smoothed)
+                put_infinite(results, n, i, m, argmax, above, y_logit, label, weight, smoothed)
         else:
             if more or out is not None:
                 load(x, start + at * stride, stride, min(BLOCK, k - at), cap, stage, 1 - slot)
                 block = block_of(x, start + at * stride, min(BLOCK, k - at), stage, 1 - slot)
                 argmax = at + first_position(block, cast(m, scale))
-            L = log1p(S)
-        if not infinite:
             gaps = 0.0
             if options[SMOOTHING] > 0.0 and label >= 0:
                 gaps = row_gaps(x, start, stride, k, m, class_weight, cap, stage, 1 - slot) / k
-            finish_row(results, i, m, S, L, spread, above, argmax, y_logit, label, weight, w_y, gaps, options, details)
+            put_record(results, n, i, m, S, spread, argmax, above, y_logit, gaps)
         if out is not None:
             write_map(
                 kind, x, start, stride, k, out, row_start(out_geometry, first + i), out_geometry[CLASS_STRIDE],
-                m, S, L, spread, argmax, label, y_logit, weight, w_y, class_weight, options, scale, stage,
+                m, S, spread, argmax, label, y_logit, weight, w_y, class_weight, options, scale, stage,
                 1 - slot, work,
             )  # fmt: skip
+        if (i + 1) % GROUP == 0 or i + 1 == n:
+            low = i // GROUP * GROUP
+            finish_rows(results, n, low, i + 1, labels, ignore, weights, class_weight, options, details)
         start = next_start
     return -1

@@ -104,6 +104,12 @@ def block_gaps(block, reference, weights):
 
 
 @inline
+def class_of(label, ignore):
+    """A checked label as the kernels use it: -2 for an ignored one, which may also be a class's number."""
+    return -2 if ignore.size and label == ignore[0] else label
+
+
+@inline
 def merge(m_a, S_a, spread_a, m_b, S_b, spread_b, scale):
     """The record of two parts of a row.
 
