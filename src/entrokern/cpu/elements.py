@@ -6,8 +6,8 @@ import numpy as np
 
 from .. import _formulas
 from .blocks import BLOCK, CLASS_STRIDE, block_of, load, row_start, slot_of, store, store_constant
-from .compile import inline, inline_sums, kernel
-from .distributions import LOG_PROBS, LOGITS
+from .compile import inline, kernel
+from .distributions import LOG_PROBS, LOGITS, block_total
 from .math import absolute, exp, log, log1p
 
 # Scratch slots. The targets and positive weights become the weights of the negative and positive part.
@@ -64,14 +64,6 @@ def binary_slopes(n, form, unit, stage):
             b = _formulas.times(negative[i], 1.0 / (1.0 - x[i]))
             grad[i] = unit * (b - _formulas.times(positive[i], 1.0 / x[i]))
             grad[i] = grad[i] if x[i] >= 0.0 else np.nan
-
-
-@inline_sums
-def total_of(values):
-    total = 0.0
-    for i in range(values.size):
-        total += values[i]
-    return total
 
 
 @kernel
@@ -136,7 +128,7 @@ def binary_rows(
                 value = _formulas.times(pos_weights[c], surprise[c]) + _formulas.times(targets[c], other[c])
                 # What does not count is 0, whatever x holds there.
                 values[c] = 0.0 if weights[c] == 0.0 else weights[c] * unit * value
-            row_total += total_of(values)
+            row_total += block_total(values)
             if loss is not None:
                 s = loss_geometry[CLASS_STRIDE]
                 store(values, loss, row_start(loss_geometry, first + i) + at * s, s)
@@ -200,7 +192,7 @@ def kl_estimate_rows(
                     values[c] = 0.5 * d * d
                 else:
                     values[c] = _formulas.k3(d, exp(-d) - 1.0) if d < np.inf else d
-            total += total_of(values)
+            total += block_total(values)
             if out is not None:
                 s = out_geometry[CLASS_STRIDE]
                 store(values, out, row_start(out_geometry, first + i) + at * s, s)

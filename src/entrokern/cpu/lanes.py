@@ -27,11 +27,19 @@ S, LOG_Z, GAPS, WIDE = range(4)
 
 
 @inline
+def adjacent(geometry, row, count):
+    """Whether a full tile of rows from `row` on lies side by side in memory."""
+    axes = geometry[AXES]
+    last = geometry[SIZES + axes - 1]
+    return count == LANES and geometry[SIZES + 2 * axes - 1] == 1 and row % last + LANES <= last
+
+
+@inline
 def fill_tile(x, geometry, row, count, k, tile):
     """Copy `count` rows from `row` on, widened, and repeat the last one up to `LANES`."""
     stride = geometry[CLASS_STRIDE]
     start = row_start(geometry, row)
-    if count == LANES and geometry[AXES] == 1 and geometry[SIZES + 1] == 1:
+    if adjacent(geometry, row, count):
         for c in range(k):
             source, target = view(x, start + c * stride, LANES), view(tile, c * LANES, LANES)
             for r in range(LANES):
@@ -50,7 +58,7 @@ def fill_tile(x, geometry, row, count, k, tile):
 def store_tile(tile, out, geometry, row, count, k):
     stride = geometry[CLASS_STRIDE]
     start = row_start(geometry, row)
-    if count == LANES and geometry[AXES] == 1 and geometry[SIZES + 1] == 1:
+    if adjacent(geometry, row, count):
         for c in range(k):
             source, target = view(tile, c * LANES, LANES), view(out, start + c * stride, LANES)
             for r in range(LANES):

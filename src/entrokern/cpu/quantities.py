@@ -9,7 +9,7 @@ import numpy as np
 
 from .._arrays import Array
 from .._call import Call
-from . import distributions, elements, lanes
+from . import distributions, divergences, elements, lanes
 from .blocks import BLOCK
 from .distributions import FORM_CODES
 from .finish import ROW_RESULTS
@@ -181,7 +181,7 @@ def divergence(call: Call) -> float:
     grad_p, grad_q = target(call.maps.get("grad_p")), target(call.maps.get("grad_q"))
 
     def work(start: int, stop: int, results: Array) -> int:
-        distributions.divergence_rows(
+        divergences.divergence_rows(
             *x, *y.rows(start, stop), start, stop - start, call.k,
             call.quantity == "js_divergence", call.js_weight, FORM_CODES[call.form], FORM_CODES[call.y_form],
             call.temperature, call.unit, call.map_scale, row_weights(call, start, stop),
