@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,14 @@ def suits_lanes(call: Call, x: Operand) -> bool:
     return call.k <= LANES_UP_TO or (bool(rows_adjacent) and call.k * LANES <= TILE_ELEMENTS)
 
 
+Work = Callable[[int, int, Array], int]  # (first row, last, results of the rows) → first bad target or -1
+
+
 def softmax(call: Call) -> float:
+    return by_rows(call, ROW_RESULTS, softmax_work(call))
+
+
+def softmax_work(call: Call) -> Work:
     """Statistics of rows of logits, their CE with labels, and the maps of both."""
     dtype = compute_dtype(call)
     x = operand(call.x)
@@ -108,13 +116,15 @@ def softmax(call: Call) -> float:
                 break
         return int(bad)
 
-    return by_rows(call, ROW_RESULTS, work)
+    return work
 
 
 def cross_entropy(call: Call) -> float:
     """CE: from labels by the row's record, else from the target distribution or the given probabilities."""
-    if from_labels(call):
-        return softmax(call)
+    return softmax(call) if from_labels(call) else by_rows(call, ("loss",), cross_entropy_work(call))
+
+
+def cross_entropy_work(call: Call) -> Work:
     x = operand(call.x)
     y = None if call.y is None else Source(call.y, (call.x.dtype, np.uint8, np.float64))
     kinds = {"grad": 0, "hess": 1}
@@ -137,22 +147,23 @@ def cross_entropy(call: Call) -> float:
                 break
         return int(bad)
 
-    return by_rows(call, ("loss",), work)
+    return work
 
 
 def score(call: Call) -> float:
-    """`softmax`, and for a target distribution its CE beside it."""
+    """`softmax`, and for a target distribution its CE from the same chunk of rows, still in cache."""
     if call.y is None:
         return softmax(call)
-    of_target = {"loss", "grad", "hess"}
-    rows = call.rows
-    call.rows = {name: out for name, out in rows.items() if name in of_target}
-    cross_entropy(call)
-    call.rows = {name: out for name, out in rows.items() if name not in of_target}
-    call.y, call.maps = None, {}
-    if call.rows:
-        softmax(call)
-    return 0.0
+    of_target = cross_entropy_work(call)
+    if set(call.rows) <= {"loss"}:
+        return by_rows(call, ("loss",), of_target)
+    of_rows = softmax_work(replace(call, y=None, maps={}))
+
+    def work(start: int, stop: int, results: Array) -> int:
+        of_rows(start, stop, results)  # first: a gradient may overwrite the rows
+        return of_target(start, stop, results[:1])
+
+    return by_rows(call, ROW_RESULTS, work)
 
 
 def entropy(call: Call) -> float:
