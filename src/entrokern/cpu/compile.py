@@ -25,8 +25,9 @@ SUMS = {"contract", "reassoc", "nsz"}
 
 # `_nrt` off: kernels allocate nothing, so views need no reference counts (atomic, and dear in short rows).
 njit: Any = numba.njit
-inline = njit(fastmath=EXACT, error_model="numpy", nogil=True, _nrt=False)
-inline_sums = njit(fastmath=SUMS, error_model="numpy", nogil=True, _nrt=False)
+# Inlined always: left to itself LLVM calls the larger helpers, which more than doubles the cost of a short row.
+inline = njit(fastmath=EXACT, error_model="numpy", nogil=True, forceinline=True, _nrt=False)
+inline_sums = njit(fastmath=SUMS, error_model="numpy", nogil=True, forceinline=True, _nrt=False)
 
 
 def inline_with(*flags: str) -> Any:
