@@ -242,7 +242,7 @@ def cross_entropy_rows(
                 if form == LOGITS and not -np.inf < m < np.inf:
                     loss, undefined = infinite_loss(
                         x, start, stride, y, y_start, y_stride, k, dense, label, smoothing, class_weight, cap,
-                        loss, A, stage,
+                        A, stage,
                     )  # fmt: skip
                     lse = np.inf
                 value = unit * loss
@@ -257,7 +257,7 @@ def cross_entropy_rows(
 
 @inline
 def infinite_loss(
-    x, start, stride, y, y_start, y_stride, k, dense, label, smoothing, class_weight, cap, loss, A, stage
+    x, start, stride, y, y_start, y_stride, k, dense, label, smoothing, class_weight, cap, A, stage
 ):  # fmt: skip
     """CE of a row whose largest logit is infinite: NaN, or +inf where all of the target lies elsewhere."""
     has_nan, m, _, _, _ = scan(x, start, stride, k, np.inf, class_weight, cap, stage)

@@ -16,7 +16,7 @@ from .math import log1p
 from .statistics import class_of
 
 # What stands in the results array in the end …
-LOSS, LSE, LOG_PROB, ENTROPY, ARGMAX, RANK, MAX_PROB, GAPS, N_RESULTS = range(9)
+LOSS, LSE, LOG_PROB, ENTROPY, ARGMAX, RANK, MAX_PROB, GAPS = range(8)
 ROW_RESULTS = ("loss", "lse", "log_prob", "entropy", "argmax", "rank", "max_prob", "gaps")
 # … and, before a row is finished, in the same places.
 SUM, MAX, Y_LOGIT, SPREAD, ABOVE, LOG_Z = LOSS, LSE, LOG_PROB, ENTROPY, RANK, MAX_PROB
@@ -24,7 +24,7 @@ SUM, MAX, Y_LOGIT, SPREAD, ABOVE, LOG_Z = LOSS, LSE, LOG_PROB, ENTROPY, RANK, MA
 GROUP = 64  # rows finished at once
 
 # Scalar options, in one float64 array.
-INV_TEMPERATURE, UNIT, SMOOTHING, Z_LOSS, CAP, MAP_SCALE, W_MEAN, N_OPTIONS = range(8)
+INV_TEMPERATURE, UNIT, SMOOTHING, Z_LOSS, CAP, MAP_SCALE, W_MEAN = range(7)
 
 LN2 = 0.6931471805599453
 

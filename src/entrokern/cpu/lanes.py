@@ -214,7 +214,7 @@ def softmax_lanes(
                 label = class_of(labels[i], ignore) if labels.size else -1
                 weight = weights[i] if weights.size else 1.0
                 if sums[r] != sums[r] or m == -np.inf or m == np.inf or m != m:
-                    undefined_lane(kind, x, row_start(geometry, first + i), stride, k, sums[r], m, tile, r)
+                    undefined_lane(kind, x, row_start(geometry, first + i), stride, k, m, tile, r)
                 if kind == GRAD:
                     if label == -2 or weight == 0.0:
                         for c in range(k):
@@ -230,7 +230,7 @@ def softmax_lanes(
 
 
 @inline
-def undefined_lane(kind, x, start, stride, k, S, m, tile, r):
+def undefined_lane(kind, x, start, stride, k, m, tile, r):
     """A map's row without a finite maximum: NaN, but for log-softmax ``x - inf``."""
     has_nan = m != m
     for c in range(k):

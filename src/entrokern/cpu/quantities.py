@@ -24,7 +24,6 @@ LOG2E = 1.4426950408889634
 LANES_UP_TO = 64  # classes: beyond, a row fills the vectors by itself
 TILE_ELEMENTS = 1 << 18  # of a tile: what fits in L2
 NOTHING = np.empty(0)
-NO_LABELS = np.empty(0, np.int64)
 
 
 def from_labels(call: Call) -> bool:
