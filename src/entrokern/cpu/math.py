@@ -13,6 +13,7 @@ from numba.extending import intrinsic, overload
 
 from .. import _formulas
 from .compile import inline, inline_with
+from .simd import Value, emitted, select
 
 # --- LLVM operations that Numba does not offer ----------------------------------------------------
 
@@ -214,3 +215,105 @@ def log1p(x):
     lost = (x - (u - 1.0)) / u
     result = log(u) + (lost if u > 0.0 else 0.0)
     return result if x < np.inf else x
+
+
+# --- the same for vectors (and scalars): functions of `Value`s --------------------------------------
+#
+# 2^t is a polynomial times a power of two, made by shifting a whole number into a float's exponent. The
+# whole number comes from adding `MAGIC`: 1.5·2^23 rounds to units, and the bias of the exponent is in it
+# already. `RAISED` more keeps what is subnormal in the end normal until the sum is known.
+
+RAISED = {types.float32: 64, types.float64: 512}
+MAGIC = {types.float32: 1.5 * 2.0**23 + 127 + 64, types.float64: 1.5 * 2.0**52 + 1023 + 512}
+MANTISSA = {types.float32: 23, types.float64: 52}
+LOWEST = {types.float32: -160.0, types.float64: -1100.0}
+EXP2 = {types.float32: (1.0, *EXP2_F32), types.float64: (1.0, *EXP2_F64)}
+
+
+def polynomial(x: Value, coefficients: tuple[float, ...]) -> Value:
+    """Coefficients are given lowest power first."""
+    result = x.constant(coefficients[-1])
+    for c in reversed(coefficients[:-1]):
+        result = result * x + c
+    return result
+
+
+@emitted
+def raised_exp2(t: Value) -> Value:
+    """``2^(t + 64)`` (float64: ``t + 512``) for ``t <= 0``, -inf included; NaN stays. See `lowered`."""
+    dtype = t.dtype
+    t = select(t < LOWEST[dtype], t.constant(LOWEST[dtype]), t)
+    u = t + MAGIC[dtype]
+    n = u - MAGIC[dtype]
+    return polynomial(t - n, EXP2[dtype]) * (u.bits() << MANTISSA[dtype]).as_float()
+
+
+@emitted
+def lowered(e: Value) -> Value:
+    """What `raised_exp2` (or a sum of them) stands for."""
+    return e * 2.0 ** -RAISED[e.dtype]
+
+
+@emitted
+def exp2_below(t: Value) -> Value:
+    """``2^t`` for ``t <= 0``, -inf included; NaN stays."""
+    return lowered(raised_exp2(t))
+
+
+# log(1+f) = f - f²/2 + f³·P(f) for mantissas from sqrt(1/2) to sqrt(2)
+LOG_F32 = (
+    0.33333331180030046, -0.24999996950957882, 0.200007157488921, -0.16667802319501254, 0.1424905764569748,
+    -0.12425687331451106, 0.1168541992348674, -0.11479733846637635, 0.06971611471451178,
+)  # fmt: skip
+_HALF_SQRT_F32 = 0x3F3504F3
+
+
+def split(x: Value) -> tuple[Value, Value]:
+    """The exponent ``e`` (as a float) and ``f`` in ``x = 2^e·(1 + f)``, ``1 + f`` from sqrt(1/2) to sqrt(2).
+
+    For normal positive `x`.
+    """
+    bits = x.bits()
+    if x.dtype == types.float32:
+        exponent = (bits - _HALF_SQRT_F32) >> 23
+        return exponent.converted(types.float32), (bits - (exponent << 23)).as_float() - 1.0
+    exponent = (bits - _HALF_SQRT) >> 52
+    # Converting by bits: only the newest machines have an instruction for int64 → float64.
+    e = (exponent + (_EXPONENT_MAGIC + 2048)).as_float() - 4503599627372544.0
+    return e, (bits - (exponent << 52)).as_float() - 1.0
+
+
+@emitted
+def log_normal(x: Value) -> Value:
+    """``log x`` for normal positive numbers, without care for any other."""
+    e, f = split(x)
+    if x.dtype == types.float32:
+        f2 = f * f
+        # ln 2 in two parts, of which the first times e is exact.
+        return (f - (0.5 * f2 - f * f2 * polynomial(f, LOG_F32) + e * 2.12194440e-4)) + e * 0.693359375
+    half_square = 0.5 * f * f
+    s = f / (f + 2.0)
+    u = s * s
+    R = 2.0 * u * polynomial(u, _formulas.ATANH_TAIL)
+    return (e * LN2_LOW - (half_square - s * (half_square + R))) + f + e * LN2_HIGH
+
+
+@emitted
+def any_log(x: Value) -> Value:
+    """``log x``: -inf at 0, NaN below; inf and NaN stay what they are."""
+    up = 25 if x.dtype == types.float32 else 54
+    tiny = x < {types.float32: 2.0**-126, types.float64: 2.0**-1022}[x.dtype]
+    # Subnormal numbers have no exponent to read.
+    result = log_normal(select(tiny, x * 2.0**up, x)) - select(
+        tiny, x.constant(up * 0.6931471805599453), x.constant(0.0)
+    )
+    result = select(x == 0.0, x.constant(-np.inf), result)
+    result = select(x < 0.0, x.constant(np.nan), result)
+    return select(x < np.inf, result, x)
+
+
+@emitted
+def log1p_positive(x: Value) -> Value:
+    """``log(1 + x)`` for ``x >= 0``; what the addition rounds away is put back to first order."""
+    u = x + 1.0
+    return log_normal(u) + (x - (u - 1.0)) / u

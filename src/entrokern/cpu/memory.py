@@ -1,0 +1,300 @@
+"""Vectors to and from memory: whole or in part, widened from any storage type, transposed.
+
+16-bit floats are stored as integers of two types (float16: int16, bfloat16: uint16) and become float32
+in registers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np import arrayobj
+
+from .simd import LLVM, Value, Vector, emitted, llvm_type, select, vector_of
+
+FLOAT16, BFLOAT16 = types.int16, types.uint16
+I16, I32 = ir.IntType(16), ir.IntType(32)
+
+
+@emitted
+def vector(number: Value) -> Value:
+    """A scalar in every lane of a vector of its type."""
+    return number.splat(vector_of(number.dtype))
+
+
+# --- 16-bit floats --------------------------------------------------------------------------------
+
+
+def _has_half(context: Any) -> bool:
+    """Whether the machine converts float16 in one instruction."""
+    triple, _, features = context.codegen().magic_tuple()
+    return "+f16c" in features or triple.startswith(("aarch64", "arm64"))
+
+
+def _bits32(stored: Value) -> Value:
+    return stored.like(stored.builder.zext(stored.llvm, llvm_type(Vector(types.int32, stored.kind.lanes))), types.int32)
+
+
+def widened(context: Any, stored: Value, dtype: Any) -> Value:
+    """What was stored, as numbers of type `dtype`."""
+    if stored.dtype == BFLOAT16:
+        stored = (_bits32(stored) << 16).as_float()
+    elif stored.dtype == FLOAT16:
+        stored = _half_widened(context, stored)
+    return stored.converted(dtype)
+
+
+def _half_widened(context: Any, stored: Value) -> Value:
+    builder, lanes = stored.builder, stored.kind.lanes
+    if _has_half(context):
+        half = builder.bitcast(stored.llvm, ir.VectorType(ir.HalfType(), lanes))
+        return stored.like(builder.fpext(half, ir.VectorType(LLVM[types.float32], lanes)), types.float32)
+    u = _bits32(stored)
+    magnitude = (u & 0x7FFF) << 13
+    # Multiplying by 2^112 moves the exponent's bias, and makes subnormal halves normal.
+    value = magnitude.as_float() * 2.0**112
+    special = (magnitude | 0x7F800000).as_float()  # inf and NaN
+    value = select(magnitude >= 0x0F800000, special, value)
+    return (value.bits() | ((u & 0x8000) << 16)).as_float()
+
+
+def narrowed(context: Any, value: Value, storage: Any) -> Value:
+    """Numbers as they are stored."""
+    if storage == BFLOAT16:
+        value = value.converted(types.float32)
+        u = value.bits()
+        odd = (u >> 16) & 1
+        u = select(value == value, (u + 0x7FFF + odd) >> 16, u.constant(0x7FC0))
+        return value.like(value.builder.trunc(u.llvm, ir.VectorType(I16, value.kind.lanes)), BFLOAT16)
+    if storage == FLOAT16:
+        return _half_narrowed(context, value.converted(types.float32))
+    return value.converted(storage)
+
+
+def _half_narrowed(context: Any, value: Value) -> Value:
+    builder, lanes = value.builder, value.kind.lanes
+    if _has_half(context):
+        half = builder.fptrunc(value.llvm, ir.VectorType(ir.HalfType(), lanes))
+        return value.like(builder.bitcast(half, ir.VectorType(I16, lanes)), FLOAT16)
+    u = value.bits()
+    sign = (u >> 16) & 0x8000
+    magnitude = u & 0x7FFFFFFF
+    odd = (magnitude >> 13) & 1
+    normal = (magnitude - 0x38000000 + 0xFFF + odd) >> 13
+    # Adding 1/2 aligns a subnormal half with the last bits of a float32 and rounds it on the way.
+    subnormal = (magnitude.as_float() + 0.5).bits() - 0x3F000000
+    half = select(magnitude < 0x38800000, subnormal, normal)
+    half = select(magnitude >= 0x47800000, half.constant(0x7C00), half)
+    half = select(value != value, half.constant(0x7E00), half) | sign
+    return value.like(builder.trunc(half.llvm, ir.VectorType(I16, lanes)), FLOAT16)
+
+
+# --- loads and stores -----------------------------------------------------------------------------
+
+
+def _storage_vector(array: Any, lanes: int) -> Vector:
+    return Vector(array.dtype, lanes)
+
+
+def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any, lanes: int) -> Any:
+    """The address of element `index` as that of a vector."""
+    data = arrayobj.make_array(kind)(context, builder, array).data
+    at = builder.gep(data, [index])
+    return builder.bitcast(at, ir.VectorType(at.type.pointee, lanes).as_pointer())
+
+
+def first_lanes(builder: Any, count: Any, lanes: int) -> Any:
+    """A mask of the first `count` lanes."""
+    numbers = ir.VectorType(I32, lanes)
+    iota = ir.Constant(numbers, [ir.Constant(I32, i) for i in range(lanes)])
+    one = builder.insert_element(ir.Constant(numbers, ir.Undefined), builder.trunc(count, I32), ir.Constant(I32, 0))
+    every = builder.shuffle_vector(one, ir.Constant(numbers, ir.Undefined), ir.Constant(numbers, None))
+    return builder.icmp_signed("<", iota, every)
+
+
+def _element_size(kind: Any) -> int:
+    return int(kind.dtype.bitwidth // 8)
+
+
+def _name(llvm: Any) -> str:
+    letters = {"float": "f32", "double": "f64"}
+    return f"v{llvm.count}{letters.get(str(llvm.element), str(llvm.element))}"
+
+
+def masked_load(builder: Any, pointer: Any, mask: Any, fill: Any, size: int) -> Any:
+    kind = pointer.type.pointee
+    signature = ir.FunctionType(kind, [pointer.type, I32, mask.type, kind])
+    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.load.{_name(kind)}.p0")
+    return builder.call(function, [pointer, ir.Constant(I32, size), mask, fill])
+
+
+def masked_store(builder: Any, value: Any, pointer: Any, mask: Any, size: int) -> None:
+    signature = ir.FunctionType(ir.VoidType(), [value.type, pointer.type, I32, mask.type])
+    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.store.{_name(value.type)}.p0")
+    builder.call(function, [value, pointer, ir.Constant(I32, size), mask])
+
+
+@intrinsic
+def load(typing, x, i, like):
+    """As many elements of `x` from `i` as the vector `like` has lanes, as numbers of its type."""
+
+    def build(context, builder, signature, arguments):
+        kind = signature.args[0]
+        pointer = _pointer(context, builder, kind, arguments[0], arguments[1], like.lanes)
+        stored = Value(builder, builder.load(pointer, align=_element_size(kind)), _storage_vector(kind, like.lanes))
+        return widened(context, stored, like.dtype).llvm
+
+    return like(x, types.intp, like), build
+
+
+@intrinsic
+def load_first(typing, x, i, count, fill):
+    """`load` of the first `count` elements only; the other lanes are those of `fill`."""
+
+    def build(context, builder, signature, arguments):
+        kind, like = signature.args[0], fill
+        pointer = _pointer(context, builder, kind, arguments[0], arguments[1], like.lanes)
+        mask = first_lanes(builder, arguments[2], like.lanes)
+        storage = _storage_vector(kind, like.lanes)
+        if kind.dtype == like.dtype:
+            return masked_load(builder, pointer, mask, arguments[3], _element_size(kind))
+        nothing = ir.Constant(llvm_type(storage), None)
+        stored = Value(builder, masked_load(builder, pointer, mask, nothing, _element_size(kind)), storage)
+        return builder.select(mask, widened(context, stored, like.dtype).llvm, arguments[3])
+
+    return fill(x, types.intp, types.intp, fill), build
+
+
+@intrinsic
+def store(typing, x, i, value):
+    """Write all lanes to `x` from `i` on, in its storage type."""
+
+    def build(context, builder, signature, arguments):
+        kind = signature.args[0]
+        pointer = _pointer(context, builder, kind, arguments[0], arguments[1], value.lanes)
+        stored = narrowed(context, Value(builder, arguments[2], value), kind.dtype)
+        builder.store(stored.llvm, pointer, align=_element_size(kind))
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp, value), build
+
+
+@intrinsic
+def store_first(typing, x, i, count, value):
+    """`store` of the first `count` lanes only."""
+
+    def build(context, builder, signature, arguments):
+        kind = signature.args[0]
+        pointer = _pointer(context, builder, kind, arguments[0], arguments[1], value.lanes)
+        stored = narrowed(context, Value(builder, arguments[3], value), kind.dtype)
+        mask = first_lanes(builder, arguments[2], value.lanes)
+        masked_store(builder, stored.llvm, pointer, mask, _element_size(kind))
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp, types.intp, value), build
+
+
+@intrinsic
+def prefetch(typing, x, i):
+    """Ask for the cache line of element `i`, which may lie beyond the end of `x`.
+
+    Loads in part and of many short rows do not wake the machine's own prefetcher.
+    """
+
+    def build(context, builder, signature, arguments):
+        pointer = _pointer(context, builder, signature.args[0], arguments[0], arguments[1], 1)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [pointer, *(ir.Constant(I32, c) for c in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp), build
+
+
+# --- transposing ----------------------------------------------------------------------------------
+
+
+def transposed(rows: list[Value]) -> list[Value]:
+    """The columns of a square of vectors, in log2(lanes) rounds of shuffles of two."""
+    lanes, step = len(rows), 1
+    while step < lanes:
+        # Swap, in every square of 2·step by 2·step, the upper right quarter with the lower left one.
+        low = [i if not i & step else lanes + (i ^ step) for i in range(lanes)]
+        high = [(i | step) if not i & step else lanes + i for i in range(lanes)]
+        rows = [
+            rows[i].shuffled(rows[i + step], low) if not i & step else rows[i - step].shuffled(rows[i], high)
+            for i in range(lanes)
+        ]
+        step *= 2
+    return rows
+
+
+def _row_pointers(
+    context: Any, builder: Any, kind: Any, x: Any, start: Any, stride: Any, count: Any, lanes: int
+) -> Any:
+    """Addresses of `lanes` rows; those from `count` on are the last one again."""
+    i64 = ir.IntType(64)
+    last = builder.sub(count, ir.Constant(i64, 1))
+    for r in range(lanes):
+        row = ir.Constant(i64, r)
+        row = builder.select(builder.icmp_signed("<", row, count), row, last)
+        yield _pointer(context, builder, kind, x, builder.add(start, builder.mul(row, stride)), lanes)
+
+
+@intrinsic
+def load_columns(typing, x, start, stride, rows, columns, tile, at, step, like):
+    """Transpose a square of `x`, whose rows begin `stride` apart, into columns `step` apart in `tile`.
+
+    The square has as many rows and columns as the vector `like` has lanes. Beyond `rows` the last row is
+    repeated; what stands beyond `columns` is not specified (no memory outside of the array is read).
+    """
+
+    def build(context, builder, signature, arguments):
+        x_kind, tile_kind = signature.args[0], signature.args[5]
+        array, start, stride, rows, columns, target, at, step, _ = arguments
+        stored = Vector(x_kind.dtype, like.lanes)
+        mask = first_lanes(builder, columns, like.lanes)
+        nothing = ir.Constant(llvm_type(stored), ir.Undefined)
+        square = [
+            Value(builder, masked_load(builder, pointer, mask, nothing, _element_size(x_kind)), stored)
+            for pointer in _row_pointers(context, builder, x_kind, array, start, stride, rows, like.lanes)
+        ]
+        for c, column in enumerate(transposed(square)):
+            i = builder.add(at, builder.mul(ir.Constant(ir.IntType(64), c), step))
+            pointer = _pointer(context, builder, tile_kind, target, i, like.lanes)
+            value = widened(context, column, tile_kind.dtype)
+            builder.store(value.llvm, pointer, align=_element_size(tile_kind))
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(x, n, n, n, n, tile, n, n, like), build
+
+
+@intrinsic
+def store_columns(typing, tile, at, step, x, start, stride, rows, columns, like):
+    """The reverse of `load_columns`: columns of `tile` into rows of `x`, in its storage type."""
+
+    def build(context, builder, signature, arguments):
+        tile_kind, x_kind = signature.args[0], signature.args[3]
+        source, at, step, array, start, stride, rows, columns, _ = arguments
+        square = []
+        for c in range(like.lanes):
+            i = builder.add(at, builder.mul(ir.Constant(ir.IntType(64), c), step))
+            pointer = _pointer(context, builder, tile_kind, source, i, like.lanes)
+            square.append(Value(builder, builder.load(pointer, align=_element_size(tile_kind)), like))
+        mask = first_lanes(builder, columns, like.lanes)
+        for r, row in enumerate(transposed(square)):
+            within = builder.icmp_signed(">", rows, ir.Constant(ir.IntType(64), r))
+            with builder.if_then(within):
+                i = builder.add(start, builder.mul(ir.Constant(ir.IntType(64), r), stride))
+                pointer = _pointer(context, builder, x_kind, array, i, like.lanes)
+                value = narrowed(context, row, x_kind.dtype)
+                masked_store(builder, value.llvm, pointer, mask, _element_size(x_kind))
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(tile, n, n, x, n, n, n, n, like), build
