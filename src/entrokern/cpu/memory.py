@@ -14,7 +14,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
-from .simd import LLVM, Value, Vector, emitted, llvm_type, select, vector_of
+from .compile import inline
+from .simd import LLVM, Value, Vector, emitted, llvm_type, select, suffix, vector_of
 
 FLOAT16, BFLOAT16 = types.int16, types.uint16
 I16, I32 = ir.IntType(16), ir.IntType(32)
@@ -24,6 +25,26 @@ I16, I32 = ir.IntType(16), ir.IntType(32)
 def vector(number: Value) -> Value:
     """A scalar in every lane of a vector of its type."""
     return number.splat(vector_of(number.dtype))
+
+
+@intrinsic
+def width(typing, like):
+    """How many lanes a vector has."""
+
+    def build(context, builder, signature, arguments):
+        return context.get_constant(types.intp, like.lanes)
+
+    return types.intp(like), build
+
+
+@intrinsic
+def first_mask(typing, count, like):
+    """A mask of the first `count` lanes."""
+
+    def build(context, builder, signature, arguments):
+        return first_lanes(builder, arguments[0], like.lanes)
+
+    return Vector(types.boolean, like.lanes)(types.intp, like), build
 
 
 # --- 16-bit floats --------------------------------------------------------------------------------
@@ -120,21 +141,16 @@ def _element_size(kind: Any) -> int:
     return int(kind.dtype.bitwidth // 8)
 
 
-def _name(llvm: Any) -> str:
-    letters = {"float": "f32", "double": "f64"}
-    return f"v{llvm.count}{letters.get(str(llvm.element), str(llvm.element))}"
-
-
 def masked_load(builder: Any, pointer: Any, mask: Any, fill: Any, size: int) -> Any:
     kind = pointer.type.pointee
     signature = ir.FunctionType(kind, [pointer.type, I32, mask.type, kind])
-    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.load.{_name(kind)}.p0")
+    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.load.{suffix(kind)}.p0")
     return builder.call(function, [pointer, ir.Constant(I32, size), mask, fill])
 
 
 def masked_store(builder: Any, value: Any, pointer: Any, mask: Any, size: int) -> None:
     signature = ir.FunctionType(ir.VoidType(), [value.type, pointer.type, I32, mask.type])
-    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.store.{_name(value.type)}.p0")
+    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.store.{suffix(value.type)}.p0")
     builder.call(function, [value, pointer, ir.Constant(I32, size), mask])
 
 
@@ -196,6 +212,24 @@ def store_first(typing, x, i, count, value):
         return context.get_dummy_value()
 
     return types.void(x, types.intp, types.intp, value), build
+
+
+# Loads in part do not wake the machine's prefetcher: along an array, whole vectors are loaded whole.
+
+
+@inline
+def load_next(x, i, count, fill):
+    """`load_first`, where most often all lanes are wanted."""
+    return load(x, i, fill) if count >= width(fill) else load_first(x, i, count, fill)
+
+
+@inline
+def store_next(x, i, count, value):
+    """`store_first`, where most often all lanes are wanted."""
+    if count >= width(value):
+        store(x, i, value)
+    else:
+        store_first(x, i, count, value)
 
 
 @intrinsic
