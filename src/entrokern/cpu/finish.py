@@ -24,7 +24,7 @@ ROW_RESULTS = ("loss", "lse", "log_prob", "entropy", "argmax", "rank", "max_prob
 LOSS, LSE, LOG_PROB, ENTROPY, ARGMAX, RANK, MAX_PROB = range(7)
 
 # Scalar options, in one float64 array.
-INV_TEMPERATURE, UNIT, SMOOTHING, Z_LOSS, CAP, MAP_SCALE, W_MEAN = range(7)
+INV_TEMPERATURE, UNIT, SMOOTHING, Z_LOSS, CAP, MAP_SCALE, W_MEAN, STREAMING = range(8)
 
 LN2 = 0.6931471805599453
 
@@ -37,6 +37,11 @@ def put_weights(records, low, count, labels, ignore, weights, class_weight):
         weight = weights[low + r] if weights.size else 1.0
         records[WEIGHT * GROUP + r] = 0.0 if label == -2 else weight
         records[CLASS_WEIGHT * GROUP + r] = class_weight[label] if class_weight.size and label >= 0 else 1.0
+
+
+@inline
+def has_weights(ignore, weights, class_weight):
+    return weights.size + ignore.size + class_weight.size > 0
 
 
 @inline
@@ -64,7 +69,7 @@ def finish_group(
     `result` (of n rows, or empty) receives the result number `wanted`, `details` (7·n, or empty) all of
     them but argmax and rank, which the kernel has put there.
     """
-    weighed = weights.size + ignore.size + class_weight.size > 0
+    weighed = has_weights(ignore, weights, class_weight)
     if weighed:
         put_weights(records, low, count, labels, ignore, weights, class_weight)
     v = vector(scale)

@@ -14,6 +14,7 @@ from .blocks import AXES, CLASS_STRIDE, SIZES, load_one, narrow, row_start, view
 from .compile import inline, kernel
 from .finish import (
     ARGMAX,
+    CLASS_WEIGHT,
     GAPS,
     GROUP,
     INV_TEMPERATURE,
@@ -22,17 +23,35 @@ from .finish import (
     RANK,
     SMOOTHING,
     SPREAD,
+    STREAMING,
     UNIT,
+    WEIGHT,
     Y_LOGIT,
     S,
     finish_group,
+    has_weights,
 )
 from .maps import GRAD, LOG_SOFTMAX
-from .math import LOG2E, cast, clipped, exp2, exp2_below, floored, log1p_positive, lowered, raised_exp2
-from .memory import load, load_columns, load_next, prefetch, store, store_columns, store_first, vector, width
+from .math import cast, clipped, exp2_below, log1p_positive, lowered, raised_exp2
+from .memory import (
+    copy_out,
+    fence,
+    first_mask,
+    load,
+    load_columns,
+    load_next,
+    prefetch,
+    prefetch_to_write,
+    store,
+    store_columns,
+    store_first,
+    store_next,
+    vector,
+    width,
+)
 from .rows import first_bad_label
-from .simd import BYTES, larger, like_vector, where
-from .statistics import class_of, others
+from .simd import BYTES, any_lane, larger, like_vector, magnitude, where
+from .statistics import others
 
 CHECKED = 4096  # labels checked at once, still in cache when they are used
 PARTIAL = 16  # classes summed before their sum is added to the others': half the rounding
@@ -87,13 +106,20 @@ def prefetch_class(x, geometry, start, step, c, rows):
 
 
 @inline
-def store_tile(tile, out, geometry, row, count, k, like):
+def store_tile(tile, out, geometry, row, count, k, like, streaming, work):
     w, stride = width(like), geometry[CLASS_STRIDE]
     start, step = row_start(geometry, row), row_step(geometry, row, count)
-    if step == 1:
+    if stride == 1 and step == k:
+        # Rows without a gap are one line: put together in L1, then written in whole vectors.
+        for g in range(0, min(count, 2 * w), w):
+            for c in range(0, k, w):
+                store_columns(tile, c * 2 * w + g, 2 * w, work, g * k + c, k, count - g, k - c, like)
+        prefetch_to_write(out, start + 3 * 2 * w * k)  # the line that two tiles share, not written whole
+        copy_out(work, count * k, out, start, like, streaming)
+    elif step == 1:
         for c in range(k):
-            store_first(out, start + c * stride, count, load(tile, c * 2 * w, like))
-            store_first(out, start + c * stride + w, count - w, load(tile, c * 2 * w + w, like))
+            store_next(out, start + c * stride, count, load(tile, c * 2 * w, like))
+            store_next(out, start + c * stride + w, count - w, load(tile, c * 2 * w + w, like))
     elif stride == 1 and step != 0:
         for g in range(0, min(count, 2 * w), w):
             for c in range(0, k, w):
@@ -168,25 +194,65 @@ def tile_gaps(tile, at, k, m, class_weight):
 
 
 @inline
-def tile_map(kind, tile, at, k, scale, inv_T, m, sums, factor):
-    """Replace the logits of one vector of rows by ``factor·softmax`` or by ``(z - m) - log Z``."""
-    step = 2 * width(m)
-    if kind == LOG_SOFTMAX:
-        L = log1p_positive(sums)
-        for c in range(k):
-            store(tile, c * step + at, (load(tile, c * step + at, m) - m) * inv_T - L)
-    else:
-        factor = factor / (sums + 1.0)
-        for c in range(k):
-            e = exp2_below((load(tile, c * step + at, m) - m) * scale)
-            store(tile, c * step + at, e * factor)
+def tile_log_softmax(tile, at, k, inv_T, m, sums):
+    """Replace the logits of one vector of rows by ``(z - m) - log Z``."""
+    step, L = 2 * width(m), log1p_positive(sums)
+    for c in range(k):
+        store(tile, c * step + at, (load(tile, c * step + at, m) - m) * inv_T - L)
 
 
 @inline
-def true_class_gradient(S, same, y_gap, w_y, factor):
-    """``-w·(1 - p_y)``: the others' share, ``S/Z`` where the label's logit is the largest."""
-    Z = 1.0 + S
-    return -factor * w_y * (S / Z if same else (Z - exp2(floored(y_gap))) / Z)
+def tile_softmax(tile, at, k, scale, m, sums, factor, y, own):
+    """Replace the logits of one vector of rows by ``factor·softmax``, that of class `y` by `own`."""
+    step, factor = 2 * width(m), factor / (sums + 1.0)
+    for c in range(k):
+        e = exp2_below((load(tile, c * step + at, m) - m) * scale)
+        store(tile, c * step + at, where(y == like_vector(c, m), own, e * factor))
+
+
+@inline
+def true_class_gradient(sums, m, y_logit, scale, factor):
+    """``-factor·(1 - p_y)``: the others' share, ``S/Z`` to its last digit where the label's logit is the largest."""
+    Z = sums + 1.0
+    others_than_y = Z - exp2_below((y_logit - m) * scale)
+    return -factor * where(y_logit == m, sums, others_than_y) / Z
+
+
+@inline
+def write_tile(
+    kind, tile, x, geometry, first, low, count, k, labels, ignore, weights, records, options, scale, weighed,
+    out, out_geometry, work,
+):  # fmt: skip
+    """Turn a tile of logits into the map `kind` and write it to `out`."""
+    v = vector(scale)
+    w = width(v)
+    scaled = options[MAP_SCALE] * options[UNIT] * options[INV_TEMPERATURE] if kind == GRAD else 1.0
+    for at in range(0, 2 * w, w):
+        m, sums = load(records, MAX * GROUP + at, v), load(records, S * GROUP + at, v)
+        factor, own, y = like_vector(scaled, v), like_vector(0.0, v), like_vector(-1.0, v)
+        if kind == GRAD:
+            if weighed:
+                factor *= load(records, WEIGHT * GROUP + at, v) * load(records, CLASS_WEIGHT * GROUP + at, v)
+            y = load_next(labels, low + at, count - at, y)
+            own = true_class_gradient(sums, m, load(records, Y_LOGIT * GROUP + at, v), scale, factor)
+        if kind == LOG_SOFTMAX:
+            tile_log_softmax(tile, at, k, cast(options[INV_TEMPERATURE], scale), m, sums)
+        else:
+            tile_softmax(tile, at, k, scale, m, sums, factor, y, own)
+        undefined = first_mask(count - at, v) & ((sums != sums) | ~(magnitude(m) < np.inf))
+        if weighed:
+            undefined |= first_mask(count - at, v) & (load(records, WEIGHT * GROUP + at, v) == 0.0)
+        if any_lane(undefined):
+            for r in range(at, min(at + w, count)):
+                m_r, S_r = np.float64(records[MAX * GROUP + r]), np.float64(records[S * GROUP + r])
+                unweighed = weighed and records[WEIGHT * GROUP + r] == 0.0
+                if kind == GRAD and unweighed:
+                    for c in range(k):
+                        tile[c * 2 * w + r] = 0
+                elif S_r != S_r or not (-np.inf < m_r < np.inf):
+                    start = row_start(geometry, first + low + r)
+                    undefined_row(kind, x, start, geometry[CLASS_STRIDE], k, m_r, tile, r, 2 * w)
+    store_tile(tile, out, out_geometry, first + low, count, k, v, options[STREAMING] != 0.0, work)
 
 
 @kernel
@@ -197,7 +263,6 @@ def softmax_lanes(
     """The work of `rows.softmax_rows` for plain logits (no softcap), tile by tile."""
     v = vector(scale)
     w = width(v)
-    inv_T = cast(options[INV_TEMPERATURE], scale)
     none, total = like_vector(-1.0, v), 0.0
     for low in range(0, n, 2 * w):
         count = min(2 * w, n - low)
@@ -236,40 +301,13 @@ def softmax_lanes(
             tile, wanted, result, details, n, summed,
         )  # fmt: skip
         if out is not None:
-            scaled = options[MAP_SCALE] * options[UNIT] * options[INV_TEMPERATURE]
-            if kind == GRAD:
-                for r in range(2 * w):
-                    i = low + min(r, count - 1)
-                    label = class_of(labels[i], ignore)
-                    weight = weights[i] if weights.size else 1.0
-                    w_y = class_weight[label] if class_weight.size and label >= 0 else 1.0
-                    work[r] = scaled * weight * w_y
-            for at in range(0, 2 * w, w):
-                m, sums = load(records, MAX * GROUP + at, v), load(records, S * GROUP + at, v)
-                factor = load(work, at, v) if kind == GRAD else like_vector(1.0, v)
-                tile_map(kind, tile, at, k, scale, inv_T, m, sums, factor)
-            for r in range(count):
-                i = low + r
-                m, S_i, y_logit = (
-                    np.float64(records[MAX * GROUP + r]),
-                    np.float64(records[S * GROUP + r]),
-                    np.float64(records[Y_LOGIT * GROUP + r]),
-                )
-                label = class_of(labels[i], ignore) if labels.size else -1
-                weight = weights[i] if weights.size else 1.0
-                defined = S_i == S_i and -np.inf < m < np.inf
-                if not defined:
-                    undefined_row(kind, x, row_start(geometry, first + i), geometry[CLASS_STRIDE], k, m, tile, r, 2 * w)
-                if kind == GRAD:
-                    if label == -2 or weight == 0.0:
-                        for c in range(k):
-                            tile[c * 2 * w + r] = 0
-                    elif defined:
-                        w_y = class_weight[label] if class_weight.size else 1.0
-                        tile[label * 2 * w + r] = true_class_gradient(
-                            S_i, y_logit == m, (y_logit - m) * options[INV_TEMPERATURE] * LOG2E, w_y, scaled * weight
-                        )
-            store_tile(tile, out, out_geometry, first + low, count, k, v)
+            weighed = has_weights(ignore, weights, class_weight)
+            write_tile(
+                kind, tile, x, geometry, first, low, count, k, labels, ignore, weights, records, options, scale,
+                weighed, out, out_geometry, work,
+            )  # fmt: skip
+    if out is not None and options[STREAMING] != 0.0:
+        fence()
     return -1, total
 
 

@@ -8,9 +8,9 @@ from .. import _formulas
 from .blocks import BLOCK, block_of, narrow, store_constant, through_softcap, view, widen
 from .blocks import load as fetch
 from .compile import inline
-from .finish import CAP, INV_TEMPERATURE, LN2, MAP_SCALE, SMOOTHING, UNIT, W_MEAN, Z_LOSS
+from .finish import CAP, INV_TEMPERATURE, LN2, MAP_SCALE, SMOOTHING, STREAMING, UNIT, W_MEAN, Z_LOSS
 from .math import cast, clipped, exp2, exp2_below, floored, log1p
-from .memory import load, load_first, store, store_first, vector, width
+from .memory import copy_out, load_first, prefetch_to_write, store, vector, width
 from .simd import like_vector
 from .statistics import first_position
 
@@ -76,16 +76,10 @@ def smoothed_gradient(block, m, scale, Z, A, soft, class_weight, z_slope, factor
 
 
 @inline
-def write_block(work, n, out, at, stride):
+def write_block(work, n, out, at, stride, streaming):
     """The first `n` elements of `work` to `out`, in its storage type."""
     if stride == 1:
-        like = vector(work[0])
-        w = width(like)
-        for i in range(0, n - w + 1, w):
-            store(out, at + i, load(work, i, like))
-        i = n // w * w
-        if i < n:
-            store_first(out, at + i, n - i, load(work, i, like))
+        copy_out(work, n, out, at, vector(work[0]), streaming)
     else:
         for i in range(n):
             out[at + i * stride] = narrow(work[i], out)
@@ -115,6 +109,7 @@ def write_map(
     L = log1p(S) if kind == LOG_SOFTMAX or not plain else 0.0
     z_slope = 2.0 * options[Z_LOSS] * (m * inv_T + L) / unit
     factor *= unit
+    prefetch_to_write(out, out_start + 2 * k * out_stride)  # the line that two rows share, not written whole
     for b in range(0, k, BLOCK):
         n = min(BLOCK, k - b)
         fetch(x, start + b * stride, stride, n, cap, stage, slot)
@@ -153,7 +148,7 @@ def write_map(
             shifted(block, m_, cast(inv_T, scale), cast(0.0 if undefined else L, scale), work)
         if cap > 0.0:
             through_softcap(view(work, 0, n), x, start + b * stride, stride, cap)
-        write_block(work, n, out, out_start + b * out_stride, out_stride)
+        write_block(work, n, out, out_start + b * out_stride, out_stride, options[STREAMING] != 0.0)
 
 
 @inline

@@ -23,6 +23,7 @@ from .rows import softmax_rows
 LOG2E = 1.4426950408889634
 LANES_UP_TO = 128  # classes: beyond, a row fills the vectors by itself
 TILE_ELEMENTS = 1 << 17  # of a tile: what fits in L2
+STREAMED = 1 << 25  # bytes
 NOTHING = np.empty(0)
 
 
@@ -46,6 +47,12 @@ def compute_dtype(call: Call) -> np.dtype[Any]:
 def in_place_last(call: Call) -> list[str]:
     """The maps' names, the gradient last: it may overwrite the rows that the others are read from."""
     return sorted(call.maps, key=lambda name: name == "grad")
+
+
+def streams(call: Call) -> bool:
+    """Whether maps are written past the caches: they would not stay there, and are not the rows themselves."""
+    arrays = call.maps.values()
+    return sum(a.nbytes for a in arrays) >= STREAMED and not any(np.may_share_memory(a, call.x) for a in arrays)
 
 
 def suits_lanes(call: Call, x: Operand) -> bool:
@@ -88,6 +95,7 @@ def softmax_work(call: Call, wanted: str) -> Work:
             call.softcap or 0.0,
             call.map_scale,
             w_mean,
+            streams(call),
         ]
     )
     more = call.quantity == "entropy" or not {"entropy", "rank", "argmax"}.isdisjoint(call.rows)
@@ -104,7 +112,7 @@ def softmax_work(call: Call, wanted: str) -> Work:
         else:
             stage = None if in_place else np.empty(2 * BLOCK, dtype)
         records = np.zeros(FIELDS * GROUP, dtype)
-        scratch = np.empty(BLOCK, dtype)
+        scratch = np.empty(max(BLOCK, lanes.tile_size(call.k, dtype)) if in_lanes else BLOCK, dtype)
         bad, total = -1, 0.0
         for kind, out, geometry in outputs or [(0, None, None)]:
             bad, total = kernel(

@@ -6,10 +6,10 @@ import numpy as np
 
 from .blocks import BLOCK, CLASS_STRIDE, block_of, load, load_one, row_start, view
 from .compile import inline, kernel
-from .finish import ARGMAX, CAP, GAPS, GROUP, MAX, RANK, SMOOTHING, SPREAD, Y_LOGIT, S, finish_group
+from .finish import ARGMAX, CAP, GAPS, GROUP, MAX, RANK, SMOOTHING, SPREAD, STREAMING, Y_LOGIT, S, finish_group
 from .maps import write_map
 from .math import cast
-from .memory import load_next, vector, width
+from .memory import fence, load_next, vector, width
 from .simd import any_lane, like_vector
 from .statistics import block_gaps, block_max, class_of, first_position, row_record
 
@@ -100,4 +100,6 @@ def softmax_rows(
                 stage, wanted, result, details, n, summed,
             )  # fmt: skip
         start = next_start
+    if out is not None and options[STREAMING] != 0.0:
+        fence()
     return -1, total
