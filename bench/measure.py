@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,10 @@ def row(operation: Operation, dtype: str, k: int, limits: Limits, effort: Effort
     """All about one operation, dtype and k."""
     case = operations.prepare(operation, dtype, k, effort.megabytes)
     true = operations.expected(operation, case)
+    theirs = replace(case, x=case.x.copy()) if case.grad is case.x else case  # ours writes over its operand
     calls: dict[str, Call] = {OURS: lambda: operation.ours(case)}
     for peer in effort.peers:
-        if (call := peers.call_of(peer, operation.formula, case)) is not None:
+        if (call := peers.call_of(peer, operation.formula, theirs)) is not None:
             calls[peer] = call
     # The first call of each is not timed: it compiles, and what comes out is what is checked.
     errors = {name: operations.error(operation, call(), true) for name, call in calls.items()}
