@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,16 @@ PANELS = {  # of the shares: what belongs side by side
     "Divergences": ("KL, logits", "KL, probs", "JS, probs"),
     "Many labels; all scores": ("BCE, multi-label rows", "score, all rows"),
 }
-BARS = ("CE", "CE + gradient", "CE, dense target", "entropy, logits", "KL, logits", "KL, probs", "JS, probs", "BCE mean")
+BARS = (
+    "CE",
+    "CE + gradient",
+    "CE, dense target",
+    "entropy, logits",
+    "KL, logits",
+    "KL, probs",
+    "JS, probs",
+    "BCE mean",
+)
 
 
 def written(result: Result, folder: Path) -> Iterable[Path]:
@@ -56,19 +64,20 @@ def written(result: Result, folder: Path) -> Iterable[Path]:
             if name == "scaling" and "scaling" not in result:
                 continue
             figure = draw(result)
-            about = result["machine"]
-            figure.supxlabel(
-                f"{about['cpu']}, {about['threads']} threads, {result['settings']['megabytes']:g} MB of operands, "
-                f"{result['date']}",
-                x=0.99,
-                ha="right",
-                fontsize=7.5,
-                color="#777777",
-            )
             path = folder / f"speed-{name}.png"
             figure.savefig(path)
             pyplot.close(figure)
             yield path
+
+
+def canvas(result: Result, title: str, lines: int, columns: int, size: tuple[float, float], **more: Any) -> Any:
+    """A figure and its panels, with the title and what was measured on."""
+    figure, grid = pyplot.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False, **more)
+    about, megabytes = result["machine"], result["settings"]["megabytes"]
+    footer = f"{about['cpu']}, {about['threads']} threads, {megabytes:g} MB of operands, {result['date']}"
+    figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
+    figure.supxlabel(footer, x=0.99, ha="right", fontsize=7.5, color="#777777")
+    return figure, grid
 
 
 def named(row: Result) -> str:
@@ -79,8 +88,8 @@ def named(row: Result) -> str:
 
 
 def shares(result: Result) -> Any:
-    figure, grid = pyplot.subplots(2, 3, figsize=(12, 7), sharex=True, sharey=True, layout="constrained")
-    figure.suptitle("Share of the roof against the number of classes", fontweight="bold", x=0.01, ha="left")
+    title = "Share of the roof against the number of classes"
+    figure, grid = canvas(result, title, 2, 3, (12, 7), sharex=True, sharey=True)
     every = sorted({row["k"] for row in result["rows"] if row["k"] not in (1, 21)})
     for axes, (title, names) in zip(grid.flat, PANELS.items(), strict=True):
         axes.set_title(title)
@@ -144,13 +153,8 @@ def peers(result: Result) -> Any:
     here = [name for name in BARS if any(named(row) == name for row in result["rows"])]
     who = [OURS, *result["peers"]]
     colours = dict(zip(who, COLOURS, strict=False))
-    figure, grid = pyplot.subplots(2, 4, figsize=(13, 8), layout="constrained", squeeze=False)
-    figure.suptitle(
-        "GB/s of operands and results: dark k = 1000, light k = 10; the line is what the roof allows at k = 1000",
-        fontweight="bold",
-        x=0.01,
-        ha="left",
-    )
+    title = "GB/s of operands and results: dark k = 1000, light k = 10; the line is what the roof allows at k = 1000"
+    figure, grid = canvas(result, title, 2, 4, (13, 8))
     for axes in grid.flat[len(here) :]:
         axes.set_visible(False)
     for axes, name in zip(grid.flat, here, strict=False):
@@ -185,13 +189,8 @@ def errors(result: Result) -> Any:
     here = here or [row for row in result["rows"] if named(row) in chosen][: len(chosen)]
     who = [OURS, *result["peers"]]
     colours = dict(zip(who, COLOURS, strict=False))
-    figure, grid = pyplot.subplots(2, 3, figsize=(12, 7.5), layout="constrained", squeeze=False)
-    figure.suptitle(
-        "Error against speed, k = 1000: to the right faster, further down more accurate",
-        fontweight="bold",
-        x=0.01,
-        ha="left",
-    )
+    title = "Error against speed, k = 1000: to the right faster, further down more accurate"
+    figure, grid = canvas(result, title, 2, 3, (12, 7.5))
     for axes in grid.flat[len(here) :]:
         axes.set_visible(False)
     drawn = []
@@ -216,6 +215,7 @@ def errors(result: Result) -> Any:
     for axes in grid[:, 0]:
         axes.set_ylabel("largest relative error")
     figure.canvas.draw()  # places everything; names go where room is left
+    figure.set_layout_engine("none")
     for axes, points in drawn:
         label_points(axes, points, colours)
     return figure
@@ -223,13 +223,13 @@ def errors(result: Result) -> Any:
 
 def label_points(axes: Any, points: dict[str, tuple[float, float]], colours: dict[str, str]) -> None:
     """A name beside each point: the first place around it where nothing stands."""
-    frame = axes.get_window_extent()
+    frame, point = axes.get_window_extent(), 72 / axes.figure.dpi
     pixels = {one: axes.transData.transform(point) for one, point in points.items()}
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in pixels.values()]
     for one, (x, y) in pixels.items():
-        width, height = 6.0 * len(one) + 2, 13.0
+        width, height = 6.6 * len(one) + 4, 13.0
         for rise in (0, 14, -14, 28, -28, 42, -42, 56, -56):
-            for left in ((x + 9, x - 9 - width) if abs(rise) < 14 else (x - width / 2, x + 9, x - 9 - width)):
+            for left in (x + 7, x - 7 - width) if abs(rise) < 14 else (x - width / 2, x + 7, x - 7 - width):
                 box = (left, y + rise - height / 2, left + width, y + rise + height / 2)
                 inside = frame.x0 <= box[0] and box[2] <= frame.x1 and frame.y0 <= box[1] and box[3] <= frame.y1
                 if inside and not any(overlap(box, other) for other in taken):
@@ -241,8 +241,8 @@ def label_points(axes: Any, points: dict[str, tuple[float, float]], colours: dic
         axes.annotate(
             one,
             points[one],
-            (box[0] + width / 2, y + rise),
-            textcoords="figure pixels",
+            ((box[0] + width / 2 - x) * point, rise * point),
+            textcoords="offset points",
             ha="center",
             va="center",
             color=colours[one],
@@ -266,7 +266,7 @@ def plain(axis: Any) -> None:
 
 def scaling(result: Result) -> Any:
     found = result["scaling"]
-    figure, (by_n, by_k, by_threads) = pyplot.subplots(1, 3, figsize=(13, 4.4), layout="constrained")
+    figure, ((by_n, by_k, by_threads),) = canvas(result, "How time grows", 1, 3, (13, 4.8))
     by_n.set_title("CE: time against the number of elements")
     ends = []
     for colour, k in zip(COLOURS, dict.fromkeys(row["k"] for row in found["n"]), strict=False):
@@ -283,7 +283,7 @@ def scaling(result: Result) -> Any:
     plain(by_n.yaxis)
 
     rows = found["k"]
-    by_k.set_title(f"CE: time of an element against k ({rows[0]['elements'] / 1e6:g} million)")
+    by_k.set_title(f"CE: time of an element, {rows[0]['elements'] / 1e6:g} million of them")
     by_k.semilogx([r["k"] for r in rows], [1e9 * r["seconds"] / r["elements"] for r in rows], "o-", color=COLOURS[0])
     by_k.set_ylim(bottom=0)
     by_k.set_xlabel("classes k")

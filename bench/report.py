@@ -197,9 +197,7 @@ def small_text(result: Result) -> str:
 
 def text(result: Result) -> str:
     peers = result["peers"]
-    return "\n".join(
-        [heading(result), columns(peers), *(line(row, peers) for row in result["rows"]), closing(result)]
-    )
+    return "\n".join([heading(result), columns(peers), *(line(row, peers) for row in result["rows"]), closing(result)])
 
 
 # --- Markdown -------------------------------------------------------------------------------------
@@ -251,7 +249,13 @@ def peer_table(result: Result, k: int) -> str:
         if row["k"] in (k, 1, 21):
             ours = [milliseconds(row["seconds"][OURS]["median"]), f"{row['bytes_per_second'] / 1e9:.1f}"]
             lines.append(
-                [named(row), *ours, f"{row['error'][OURS]:.0e}", megabytes(row, OURS), *(_beside(row, p) for p in peers)]
+                [
+                    named(row),
+                    *ours,
+                    f"{row['error'][OURS]:.0e}",
+                    megabytes(row, OURS),
+                    *(_beside(row, p) for p in peers),
+                ]
             )
     return table(lines)
 
@@ -303,7 +307,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", nargs="?", type=Path)
     parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--plots", nargs="?", type=Path, const=IMAGES, metavar="FOLDER", help="write them (docs/images)")
+    parser.add_argument(
+        "--plots", nargs="?", type=Path, const=IMAGES, metavar="FOLDER", help="write them (docs/images)"
+    )
     settings = parser.parse_args()
     files = sorted(RESULTS.glob("*.json"))
     if settings.file is None and not files:
