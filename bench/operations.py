@@ -50,9 +50,7 @@ class Operation:
 
 
 def cross_entropy(case: Case) -> Results:
-    return _tuple(
-        ek.cross_entropy(case.x, case.y, axis=case.axis, reduction="none", out=case.out, grad_out=case.grad)
-    )
+    return _tuple(ek.cross_entropy(case.x, case.y, axis=case.axis, reduction="none", out=case.out, grad_out=case.grad))
 
 
 def entropy(case: Case, form: Any) -> Results:
