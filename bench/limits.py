@@ -13,7 +13,6 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -28,31 +27,6 @@ SWEEPS = 1024  # over a block, for one piece of arithmetic
 # --- instructions that Numba does not offer -------------------------------------------------------
 
 
-@intrinsic
-def _rint(typing, x):
-    def build(context, builder, signature, arguments):
-        kind = arguments[0].type
-        function = builder.module.declare_intrinsic("llvm.rint", [kind], ir.FunctionType(kind, [kind]))
-        return builder.call(function, arguments)
-
-    return x(x), build
-
-
-@intrinsic
-def _ldexp(typing, x, n):
-    """``x · 2^n``: one instruction with AVX-512."""
-
-    def build(context, builder, signature, arguments):
-        kind, i32 = arguments[0].type, ir.IntType(32)
-        name = f"llvm.ldexp.{'f32' if isinstance(kind, ir.FloatType) else 'f64'}.i32"
-        function = builder.module.globals.get(name)
-        if function is None:
-            function = ir.Function(builder.module, ir.FunctionType(kind, [kind, i32]), name)
-        return builder.call(function, [arguments[0], builder.fptosi(arguments[1], i32)])
-
-    return x(x, n), build
-
-
 def _reinterpret(source, target):
     @intrinsic
     def view(typing, x):
@@ -64,8 +38,9 @@ def _reinterpret(source, target):
     return view
 
 
-_bits = _reinterpret(types.float32, types.uint32)
-_float = _reinterpret(types.uint32, types.float32)
+_bits32, _float32 = _reinterpret(types.float32, types.uint32), _reinterpret(types.uint32, types.float32)
+_bits64, _float64 = _reinterpret(types.float64, types.uint64), _reinterpret(types.uint64, types.float64)
+EXACT = {"contract", "nsz"}  # the rounding below must not be folded away
 
 
 # --- the work -------------------------------------------------------------------------------------
@@ -85,36 +60,42 @@ def _copy(source, target):
         target[i] = source[i]
 
 
-@numba.njit(nogil=True, fastmath=SUMS, error_model="numpy")
-def _exponentials(block, coefficients):
-    """``Σ 2^(x-m)``, a Taylor polynomial (little can be cheaper); `m` changes, so no sweep can be left out."""
-    c0, c1, c2, c3, c4, c5, c6 = coefficients
-    total = m = block.dtype.type(0.0)
-    step = block.dtype.type(2.0**-10)
-    for _ in range(SWEEPS):
-        for i in range(block.size):
-            t = block[i] - m
-            n = _rint(t)
-            r = t - n
-            total += _ldexp(c0 + r * (c1 + r * (c2 + r * (c3 + r * (c4 + r * (c5 + r * c6))))), n)
-        m += step
-    return total
+@numba.njit(nogil=True, fastmath=EXACT, error_model="numpy")
+def _exp2_f32(t, coefficients):
+    """A short polynomial, and the whole part of `t` into the exponent's bits: little can be cheaper."""
+    c0, c1, c2, c3, c4, c5 = coefficients
+    n = t + np.float32(1.5 * 2**23)  # rounds t to whole numbers, in its lowest bits
+    r = t - (n - np.float32(1.5 * 2**23))
+    p = c0 + r * (c1 + r * (c2 + r * (c3 + r * (c4 + r * c5))))
+    return _float32(_bits32(p) + (_bits32(n) << np.uint32(23)))
 
 
-@numba.njit(nogil=True, fastmath=SUMS, error_model="numpy")
-def _long_exponentials(block, coefficients):
-    """The same with the 12 terms that float64 needs."""
+@numba.njit(nogil=True, fastmath=EXACT, error_model="numpy")
+def _exp2_f64(t, coefficients):
     c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11 = coefficients
-    total = m = block.dtype.type(0.0)
-    for _ in range(SWEEPS):
-        for i in range(block.size):
-            t = block[i] - m
-            n = _rint(t)
-            r = t - n
-            high = c6 + r * (c7 + r * (c8 + r * (c9 + r * (c10 + r * c11))))
-            total += _ldexp(c0 + r * (c1 + r * (c2 + r * (c3 + r * (c4 + r * (c5 + r * high))))), n)
-        m += 2.0**-10
-    return total
+    n = t + 1.5 * 2.0**52
+    r = t - (n - 1.5 * 2.0**52)
+    high = c6 + r * (c7 + r * (c8 + r * (c9 + r * (c10 + r * c11))))
+    p = c0 + r * (c1 + r * (c2 + r * (c3 + r * (c4 + r * (c5 + r * high)))))
+    return _float64(_bits64(p) + (_bits64(n) << np.uint64(52)))
+
+
+def _sum_of(exp2: Any) -> Any:
+    @numba.njit(nogil=True, fastmath=SUMS, error_model="numpy")
+    def exponentials(block, coefficients):
+        """``Σ 2^(x-m)``; `m` changes, so that no sweep can be left out."""
+        total = m = block.dtype.type(0.0)
+        step = block.dtype.type(2.0**-10)
+        for _ in range(SWEEPS):
+            for i in range(block.size):
+                total += exp2(block[i] - m, coefficients)
+            m += step
+        return total
+
+    return exponentials
+
+
+_exponentials_f32, _exponentials_f64 = _sum_of(_exp2_f32), _sum_of(_exp2_f64)
 
 
 @numba.njit(nogil=True, fastmath=SUMS, error_model="numpy")
@@ -123,10 +104,10 @@ def _log_f32(x):
 
     ``log(1+f) = f - f²/2 + f³·P(f)`` for mantissas from sqrt(1/2) to sqrt(2), P a Chebyshev fit.
     """
-    bits = _bits(x)
+    bits = _bits32(x)
     exponent = (bits - np.uint32(0x3F3504F3)) & np.uint32(0xFF800000)
     e = np.float32(np.int32(exponent) >> 23)
-    f = _float(bits - exponent) - np.float32(1.0)
+    f = _float32(bits - exponent) - np.float32(1.0)
     y = np.float32(0.06971611471451178)
     y = y * f + np.float32(-0.11479733846637635)
     y = y * f + np.float32(0.1168541992348674)
@@ -202,8 +183,8 @@ class Limits:
     def exponentials(self, double: bool) -> int:
         """Sum exponentials over data in L1; returns how many."""
         if double:
-            return self._repeated(_long_exponentials, self._exponents, _taylor(12, float))
-        return self._repeated(_exponentials, self._exponents.astype(np.float32), _taylor(7, np.float32))
+            return self._repeated(_exponentials_f64, self._exponents, _taylor(12, float))
+        return self._repeated(_exponentials_f32, self._exponents.astype(np.float32), _taylor(6, np.float32))
 
     def logarithms(self) -> int:
         """Sum logarithms (float32) over data in L1; returns how many."""
