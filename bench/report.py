@@ -132,18 +132,14 @@ def limits_text(result: Result) -> str:
 
 
 def targets_text(result: Result) -> str:
-    aimed = [row for row in result["rows"] if "met" in row]
-    words = f"targets met: {sum(row['met'] for row in aimed)} of {len(aimed)} shares"
-    of_peers: dict[str, list[bool]] = {}
-    for row in result["rows"]:
-        for peer, met in row["peers_met"].items():
-            of_peers.setdefault(peer, []).append(met)
-    return words + "".join(
-        f"; {sum(met)} of {len(met)} {AIMS[peer]} × {peer}" for peer, met in sorted(of_peers.items())
-    )
-
-
-AIMS = {"torch": 8, "torch.compile": 3, "scikit-learn": 10, "scipy": 10}
+    """How many of the targets are met: shares of the roof, then times faster than a peer."""
+    aimed = [row["met"] for row in result["rows"] if "met" in row]
+    words = f"targets met: {sum(aimed)} of {len(aimed)} shares"
+    for peer, times in result["aims"].items():
+        met = [row["peers_met"][peer] for row in result["rows"] if peer in row["peers_met"]]
+        if met:
+            words += f"; at least {times} times faster than {peer} in {sum(met)} of {len(met)} rows"
+    return words
 
 
 def losses_text(result: Result) -> str:
@@ -203,6 +199,9 @@ def text(result: Result) -> str:
 # --- Markdown -------------------------------------------------------------------------------------
 
 
+ONLY = {1, 21}  # the k of operations that have but one
+
+
 def table(rows: list[list[str]]) -> str:
     head, *body = rows
     return "".join("| " + " | ".join(cells) + " |\n" for cells in (head, ["---"] * len(head), *body))
@@ -217,18 +216,17 @@ def grouped(result: Result) -> dict[str, dict[int, Result]]:
 
 
 def share_table(result: Result) -> str:
-    """Operations × k: our share of the roof and the target."""
+    """Operations × k: our share of the roof and the target; then the operations that have no k."""
     of = grouped(result)
-    classes = sorted({k for rows in of.values() if len(rows) > 1 for k in rows}, reverse=True)
+    classes = sorted({k for rows in of.values() for k in rows if k not in ONLY}, reverse=True)
     lines = [["share of the roof (target)", *(f"k = {k}" for k in classes)]]
+    others = [["share of the roof (target)", "shape", ""]]
     for name, rows in of.items():
-        if len(rows) > 1 or not classes:
-            lines.append([name, *(share_cell(rows[k]) if k in rows else "–" for k in classes)])
+        if ONLY & rows.keys():
+            others += [[name, f"{tuple(row['shape'])}".replace(",)", ")"), share_cell(row)] for row in rows.values()]
         else:
-            ((k, row),) = rows.items()
-            where = f"{name} {tuple(row['shape'])}" if k > 1 else name
-            lines.append([where, share_cell(row), *[""] * (len(classes) - 1)])
-    return table(lines)
+            lines.append([name, *(share_cell(rows[k]) if k in rows else "–" for k in classes)])
+    return "\n".join(table(part) for part in (lines, others) if len(part) > 1)
 
 
 def share_cell(row: Result) -> str:
@@ -242,21 +240,15 @@ def share_cell(row: Result) -> str:
 
 
 def peer_table(result: Result, k: int) -> str:
-    """Operations × peers at one k: our time and rate, then how many times faster we are, with the errors."""
+    """Operations × peers at one k: our time, the two of the roof, and how many times faster we are, with the errors."""
     peers = result["peers"]
-    lines = [[f"k = {k}", "ms", "GB/s", "error", "MB", *peers]]
+    lines = [[f"k = {k}", "ms", "memory ms", "arithmetic ms", "GB/s", "error", "MB", *peers]]
     for row in result["rows"]:
-        if row["k"] in (k, 1, 21):
-            ours = [milliseconds(row["seconds"][OURS]["median"]), f"{row['bytes_per_second'] / 1e9:.1f}"]
-            lines.append(
-                [
-                    named(row),
-                    *ours,
-                    f"{row['error'][OURS]:.0e}",
-                    megabytes(row, OURS),
-                    *(_beside(row, p) for p in peers),
-                ]
-            )
+        if row["k"] == k or (k == 1000 and row["k"] in ONLY):
+            times = (row["seconds"][OURS]["median"], row["roof"]["memory"], row["roof"]["arithmetic"])
+            ours = [*map(milliseconds, times), f"{row['bytes_per_second'] / 1e9:.1f}"]
+            ours += [f"{row['error'][OURS]:.0e}", megabytes(row, OURS)]
+            lines.append([named(row), *ours, *(_beside(row, peer) for peer in peers)])
     return table(lines)
 
 
@@ -282,8 +274,9 @@ def markdown(result: Result) -> str:
     parts = [
         f"{settings['megabytes']:g} MB of operands; ✓ the target is met, ✗ it is not.",
         share_table(result),
-        "Beside the peers: how many times faster we are (below 1: slower), and the peer's error. *error* is "
-        "the largest relative one, against the float64 reference; *MB* is what our call adds to the memory in use.",
+        "Beside the peers: our time, the two times of the roof; how many times faster we are than each (below 1: "
+        "slower), and its error. *error* is the largest relative one, against the float64 reference; *MB* is what "
+        "our call adds to the memory in use.",
         *(peer_table(result, k) for k in (1000, 10) if any(row["k"] == k for row in result["rows"])),
         scaling_table(result),
         "\n".join(sentence(words) for words in closing(result).split("\n") if words),

@@ -32,7 +32,7 @@ from measure import Effort
 
 RESULTS = Path(__file__).resolve().parent / "results"
 QUICK = Effort(megabytes=64, rounds=9, budget=0.1)
-FULL = Effort(megabytes=256, rounds=15, budget=1.0)
+FULL = Effort(megabytes=128, rounds=15, budget=0.5)
 
 
 def settings_of(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -40,9 +40,9 @@ def settings_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--only", default="", metavar="TEXT", help="operations whose name contains this")
     parser.add_argument("--classes", type=int, nargs="+", default=operations.CLASSES, metavar="K")
-    parser.add_argument("--megabytes", type=float, help="of the operands (64; --full: 256)")
+    parser.add_argument("--megabytes", type=float, help="of the operands (64; --full: 128)")
     parser.add_argument("--rounds", type=int, help="how often ours is timed (9; --full: 15)")
-    parser.add_argument("--budget", type=float, help="seconds for one peer or limit in one row (0.1; --full: 1)")
+    parser.add_argument("--budget", type=float, help="seconds for one peer or limit in one row (0.1; --full: 0.5)")
     parser.add_argument("--peers", nargs="*", choices=peers.PEERS, help="default: those installed")
     parser.add_argument("--torch-compile", action="store_true", help="time it in a quick run too (it starts slowly)")
     parser.add_argument("--no-first-call", action="store_true", help="leave the first calls out")
@@ -74,6 +74,7 @@ def results(settings: argparse.Namespace) -> dict[str, Any]:
         "machine": machine.describe(),
         "settings": {"megabytes": effort.megabytes, "rounds": effort.rounds, "budget": effort.budget},
         "peers": list(effort.peers),
+        "aims": measure.AIMS,
         "rows": [],
     }
     print(report.heading(result))
