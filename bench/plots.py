@@ -33,7 +33,7 @@ STYLE = {
     "lines.linewidth": 1.8,
     "lines.markersize": 4.5,
     "figure.dpi": 100,
-    "savefig.dpi": 130,
+    "savefig.dpi": 110,
 }
 PANELS = {  # of the shares: what belongs side by side
     "Cross-entropy": ("CE", "CE, peaked", "CE, sorted rows"),
