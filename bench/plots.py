@@ -88,7 +88,7 @@ def named(row: Result) -> str:
 
 
 def shares(result: Result) -> Any:
-    title = "Share of the roof against the number of classes"
+    title = "Share of the roof against the number of classes; short bars are targets"
     figure, grid = canvas(result, title, 2, 3, (12, 7), sharex=True, sharey=True)
     every = sorted({row["k"] for row in result["rows"] if row["k"] not in (1, 21)})
     for axes, (title, names) in zip(grid.flat, PANELS.items(), strict=True):
@@ -119,7 +119,6 @@ def shares(result: Result) -> Any:
     for axes in grid[:, 0]:
         axes.set_ylabel("roof / our time")
     grid[0, 0].text(every[0] / 1.4, 1.02, "the roof", fontsize=7.5, color="#777777")
-    grid[0, 0].text(every[0] / 1.4, 0.02, "short bars: targets", fontsize=7.5, color="#777777")
     return figure
 
 
