@@ -44,7 +44,6 @@ from .memory import (
     prefetch_to_write,
     store,
     store_columns,
-    store_first,
     store_next,
     vector,
     width,
@@ -165,18 +164,37 @@ def tile_sums(tile, k, scale, m_a, m_b, y_a, y_b, x, geometry, start, step):
 
 
 @inline
-def tile_statistics(tile, at, k, scale, m, y_logit):
-    """Of one vector of rows: ``Σ e^(z-m)·log2 e^(z-m)``, the first largest logit, how many are above the label's."""
+def tile_statistics(tile, k, scale, m_a, m_b, x, geometry, start, step):
+    """Each row's ``S`` and ``Σ e^(z-m)·log2 e^(z-m)``."""
+    w = width(m_a)
+    zero = like_vector(0.0, m_a)
+    S_a, S_b, ties_a, ties_b, spread_a, spread_b = zero, zero, zero, zero, zero, zero
+    for low in range(0, k, PARTIAL):
+        sum_a, sum_b, part_a, part_b = zero, zero, zero, zero
+        for c in range(low, min(k, low + PARTIAL)):
+            prefetch_class(x, geometry, start, step, c, 2 * w)
+            a, b = load(tile, c * 2 * w, m_a), load(tile, c * 2 * w + w, m_a)
+            t_a, t_b = clipped((a - m_a) * scale), clipped((b - m_b) * scale)
+            e_a, e_b = raised_exp2(t_a), raised_exp2(t_b)
+            sum_a, ties_a = others(a, m_a, e_a, sum_a, ties_a)
+            sum_b, ties_b = others(b, m_b, e_b, sum_b, ties_b)
+            part_a, part_b = part_a + e_a * t_a, part_b + e_b * t_b
+        S_a, S_b, spread_a, spread_b = S_a + sum_a, S_b + sum_b, spread_a + part_a, spread_b + part_b
+    return lowered(S_a) + (ties_a - 1.0), lowered(S_b) + (ties_b - 1.0), lowered(spread_a), lowered(spread_b)
+
+
+@inline
+def tile_ranks(tile, at, k, m, y):
+    """Of one vector of rows: the label's logit, the first largest logit, how many are above the label's."""
     step = 2 * width(m)
     zero = like_vector(0.0, m)
-    spread, argmax, above = zero, zero, zero
+    y_logit, argmax, above = zero, zero, zero
     for c in range(k - 1, -1, -1):
-        x = load(tile, c * step + at, m)
-        t = clipped((x - m) * scale)
-        spread += exp2_below(t) * t
-        argmax = where(x == m, like_vector(c, m), argmax)
-        above = where(x > y_logit, above + 1.0, above)
-    return spread, argmax, above
+        x, this = load(tile, c * step + at, m), like_vector(c, m)
+        y_logit, argmax = where(y == this, x, y_logit), where(x == m, this, argmax)
+    for c in range(k):
+        above = where(load(tile, c * step + at, m) > y_logit, above + 1.0, above)
+    return y_logit, argmax, above
 
 
 @inline
@@ -276,22 +294,26 @@ def softmax_lanes(
         if labels.size:
             y_a, y_b = load_next(labels, low, count, none), load_next(labels, low + w, count - w, none)
         m_a, m_b = tile_max(tile, k, v)
-        S_a, S_b, logit_a, logit_b = tile_sums(tile, k, scale, m_a, m_b, y_a, y_b, x, geometry, start, step)
+        if more:
+            S_a, S_b, spread_a, spread_b = tile_statistics(tile, k, scale, m_a, m_b, x, geometry, start, step)
+            store(records, SPREAD * GROUP, spread_a)
+            store(records, SPREAD * GROUP + w, spread_b)
+        else:
+            S_a, S_b, logit_a, logit_b = tile_sums(tile, k, scale, m_a, m_b, y_a, y_b, x, geometry, start, step)
+            store(records, Y_LOGIT * GROUP, logit_a)
+            store(records, Y_LOGIT * GROUP + w, logit_b)
         store(records, S * GROUP, S_a)
         store(records, S * GROUP + w, S_b)
         store(records, MAX * GROUP, m_a)
         store(records, MAX * GROUP + w, m_b)
-        store(records, Y_LOGIT * GROUP, logit_a)
-        store(records, Y_LOGIT * GROUP + w, logit_b)
-        if more:
+        if more and (labels.size or details.size):
             for at in range(0, 2 * w, w):
-                m = load(records, MAX * GROUP + at, v)
-                y_logit = load(records, Y_LOGIT * GROUP + at, v)
-                spread, argmax, above = tile_statistics(tile, at, k, scale, m, y_logit)
-                store(records, SPREAD * GROUP + at, spread)
+                y = load_next(labels, low + at, count - at, none) if labels.size else none
+                y_logit, argmax, above = tile_ranks(tile, at, k, load(records, MAX * GROUP + at, v), y)
+                store(records, Y_LOGIT * GROUP + at, y_logit)
                 if details.size:
-                    store_first(details, ARGMAX * n + low + at, count - at, argmax)
-                    store_first(details, RANK * n + low + at, count - at, above)
+                    store_next(details, ARGMAX * n + low + at, count - at, argmax)
+                    store_next(details, RANK * n + low + at, count - at, above)
         if options[SMOOTHING] > 0.0:
             for at in range(0, 2 * w, w):
                 m = load(records, MAX * GROUP + at, v)
