@@ -53,6 +53,7 @@ from .simd import BYTES, any_lane, larger, like_vector, magnitude, where
 from .statistics import others
 
 CHECKED = 4096  # labels checked at once, still in cache when they are used
+EARLY = 8  # classes
 PARTIAL = 16  # classes summed before their sum is added to the others': half the rounding
 
 
@@ -96,12 +97,24 @@ def fill_tile(x, geometry, row, start, step, count, k, tile, like):
 
 
 @inline
-def prefetch_class(x, geometry, start, step, c, rows):
-    """Ask for what the tile after the next will need: the c-th part of it."""
-    stride = geometry[CLASS_STRIDE]
-    ahead = start + 2 * rows * step + c * (rows if stride == 1 else stride)
-    prefetch(x, ahead)
-    prefetch(x, ahead + rows // 2)
+def look_ahead(x, stride, start, step, c, k, tile, like, filling):
+    """Do the c-th part of what the next tiles will need, while this one is computed.
+
+    Of rows side by side, the next tile's class c is brought in (`filling`), asked for only `EARLY` classes
+    before: lines a power of two apart would drive each other out of the cache if asked for sooner. Else
+    lines of the tile after the next are asked for.
+    """
+    w = width(like)
+    if filling:
+        early = start + 2 * w + (c + EARLY) * stride if c + EARLY < k else start + 4 * w + (c + EARLY - k) * stride
+        prefetch(x, early)
+        prefetch(x, early + w)
+        store(tile, c * 2 * w, load(x, start + 2 * w + c * stride, like))
+        store(tile, c * 2 * w + w, load(x, start + 3 * w + c * stride, like))
+    else:
+        ahead = start + 4 * w * step + c * (2 * w if stride == 1 else stride)
+        prefetch(x, ahead)
+        prefetch(x, ahead + w)
 
 
 @inline
@@ -144,7 +157,7 @@ def tile_max(tile, k, like):
 
 
 @inline
-def tile_sums(tile, k, scale, m_a, m_b, y_a, y_b, x, geometry, start, step):
+def tile_sums(tile, k, scale, m_a, m_b, y_a, y_b, x, stride, start, step, other, filling):
     """Each row's ``S``, the largest logit left out, and its label's logit."""
     w = width(m_a)
     zero = like_vector(0.0, m_a)
@@ -152,7 +165,7 @@ def tile_sums(tile, k, scale, m_a, m_b, y_a, y_b, x, geometry, start, step):
     for low in range(0, k, PARTIAL):
         sum_a, sum_b = zero, zero
         for c in range(low, min(k, low + PARTIAL)):
-            prefetch_class(x, geometry, start, step, c, 2 * w)
+            look_ahead(x, stride, start, step, c, k, other, m_a, filling)
             a, b = load(tile, c * 2 * w, m_a), load(tile, c * 2 * w + w, m_a)
             sum_a, ties_a = others(a, m_a, raised_exp2((a - m_a) * scale), sum_a, ties_a)
             sum_b, ties_b = others(b, m_b, raised_exp2((b - m_b) * scale), sum_b, ties_b)
@@ -164,7 +177,7 @@ def tile_sums(tile, k, scale, m_a, m_b, y_a, y_b, x, geometry, start, step):
 
 
 @inline
-def tile_statistics(tile, k, scale, m_a, m_b, x, geometry, start, step):
+def tile_statistics(tile, k, scale, m_a, m_b, x, stride, start, step, other, filling):
     """Each row's ``S`` and ``Σ e^(z-m)·log2 e^(z-m)``."""
     w = width(m_a)
     zero = like_vector(0.0, m_a)
@@ -172,7 +185,7 @@ def tile_statistics(tile, k, scale, m_a, m_b, x, geometry, start, step):
     for low in range(0, k, PARTIAL):
         sum_a, sum_b, part_a, part_b = zero, zero, zero, zero
         for c in range(low, min(k, low + PARTIAL)):
-            prefetch_class(x, geometry, start, step, c, 2 * w)
+            look_ahead(x, stride, start, step, c, k, other, m_a, filling)
             a, b = load(tile, c * 2 * w, m_a), load(tile, c * 2 * w + w, m_a)
             t_a, t_b = clipped((a - m_a) * scale), clipped((b - m_b) * scale)
             e_a, e_b = raised_exp2(t_a), raised_exp2(t_b)
@@ -275,13 +288,15 @@ def write_tile(
 
 @kernel
 def softmax_lanes(
-    x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, tile, records, wanted, result,
+    x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, tiles, records, wanted, result,
     details, summed, more, kind, out, out_geometry, work,
 ):  # fmt: skip
     """The work of `rows.softmax_rows` for plain logits (no softcap), tile by tile."""
     v = vector(scale)
     w = width(v)
     none, total = like_vector(-1.0, v), 0.0
+    stride, half, filling = geometry[CLASS_STRIDE], tiles.size // 2, False
+    tile, other = view(tiles, 0, half), view(tiles, half, half)
     for low in range(0, n, 2 * w):
         count = min(2 * w, n - low)
         if labels.size and low % CHECKED == 0:
@@ -289,17 +304,24 @@ def softmax_lanes(
             if bad >= 0:
                 return low + bad, 0.0
         start, step = row_start(geometry, first + low), row_step(geometry, first + low, count)
-        fill_tile(x, geometry, first + low, start, step, count, k, tile, v)
+        tile, other = other, tile
+        if not filling:
+            fill_tile(x, geometry, first + low, start, step, count, k, tile, v)
+        filling = low + 4 * w <= n and step == 1 and row_step(geometry, first + low, 4 * w) == 1
         y_a, y_b = none, none
         if labels.size:
             y_a, y_b = load_next(labels, low, count, none), load_next(labels, low + w, count - w, none)
         m_a, m_b = tile_max(tile, k, v)
         if more:
-            S_a, S_b, spread_a, spread_b = tile_statistics(tile, k, scale, m_a, m_b, x, geometry, start, step)
+            S_a, S_b, spread_a, spread_b = tile_statistics(
+                tile, k, scale, m_a, m_b, x, stride, start, step, other, filling
+            )
             store(records, SPREAD * GROUP, spread_a)
             store(records, SPREAD * GROUP + w, spread_b)
         else:
-            S_a, S_b, logit_a, logit_b = tile_sums(tile, k, scale, m_a, m_b, y_a, y_b, x, geometry, start, step)
+            S_a, S_b, logit_a, logit_b = tile_sums(
+                tile, k, scale, m_a, m_b, y_a, y_b, x, stride, start, step, other, filling
+            )
             store(records, Y_LOGIT * GROUP, logit_a)
             store(records, Y_LOGIT * GROUP + w, logit_b)
         store(records, S * GROUP, S_a)

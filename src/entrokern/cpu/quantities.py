@@ -108,7 +108,7 @@ def softmax_work(call: Call, wanted: str) -> Work:
         labels, ignore = labels_and_ignored(call, start, stop)
         weights = row_weights(call, start, stop)
         if in_lanes:
-            stage: Any = np.empty(lanes.tile_size(call.k, dtype), dtype)
+            stage: Any = np.empty(2 * lanes.tile_size(call.k, dtype), dtype)
         else:
             stage = None if in_place else np.empty(2 * BLOCK, dtype)
         records = np.zeros(FIELDS * GROUP, dtype)
