@@ -79,7 +79,7 @@ def run_chunks(count: int, work: Callable[[int], None]) -> None:
     If a call raises, chunks not yet begun are dropped, running ones are awaited, and the exception of
     the lowest chunk is raised: when this function ends, no thread works for it any more.
     """
-    threads = min(num_threads(), count)
+    threads = min(num_threads(), count) if count > 1 else 1  # how many there are is a file's read away
     if threads <= 1:
         for i in range(count):
             work(i)
