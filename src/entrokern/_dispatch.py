@@ -5,6 +5,7 @@ A new backend is one row in `BACKENDS` and one module (or folder) with a functio
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from types import TracebackType
@@ -91,7 +92,12 @@ def chosen(library: str = "numpy") -> str:
 
 
 def backend(library: str = "numpy") -> Backend:
-    module: Any = importlib.import_module(BACKENDS[chosen(library)].module)
+    return _module(chosen(library))
+
+
+@functools.cache
+def _module(name: str) -> Backend:
+    module: Any = importlib.import_module(BACKENDS[name].module)
     return module
 
 
