@@ -7,6 +7,7 @@ when several threads call at once and after a fork, and a chunk is the same whoe
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -71,6 +72,19 @@ def _helpers(count: int) -> ThreadPoolExecutor:
                 _pool.shutdown(wait=False)
             _pool, _pool_size = ThreadPoolExecutor(count, thread_name_prefix="entrokern"), count
         return _pool
+
+
+def sum_chunks(count: int, work: Callable[[int], float]) -> float:
+    """The sum of ``work(0) … work(count - 1)``, whoever computed them."""
+    if count == 1:
+        return work(0)
+    sums = [0.0] * count
+
+    def run(i: int) -> None:
+        sums[i] = work(i)
+
+    run_chunks(count, run)
+    return math.fsum(sums)
 
 
 def run_chunks(count: int, work: Callable[[int], None]) -> None:

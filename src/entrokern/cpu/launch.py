@@ -44,6 +44,7 @@ class Source:
         self._bools = view is not None and view.dtype == np.bool_ and np.uint8 in dtypes
         in_place = view is not None and (self._bools or view.dtype in dtypes)
         self._layout = Layout(self._plain(view)) if in_place else None
+        self._shape = () if view is None else view.shape
 
     def _plain(self, view: Any) -> Array:
         return view.view(np.uint8) if self._bools else view
@@ -51,7 +52,9 @@ class Source:
     def rows(self, view: Array | None, start: int, stop: int) -> tuple[Any, Any]:
         if view is None:
             return None, None
-        return converted(view, start, stop) if self._layout is None else self._layout.operand(self._plain(view))
+        if self._layout is None:
+            return converted(view.reshape(self._shape), start, stop)
+        return self._layout.operand(self._plain(view))
 
 
 class Target:
@@ -91,6 +94,10 @@ def deliver(results: list[tuple[Array, Array]], start: int, stop: int) -> None:
         (out.reshape(-1) if out.flags.c_contiguous else out.flat)[start:stop] = values
 
 
+def sum_of(losses: Array) -> float:
+    return losses.item() if losses.size == 1 else float(np.add.reduce(losses))
+
+
 def by_rows(call: Call, names: tuple[str, ...], work: RowWork) -> Run:
     """What runs ``work(call, start, stop, results)`` over chunks of rows and delivers the results by name.
 
@@ -103,9 +110,7 @@ def by_rows(call: Call, names: tuple[str, ...], work: RowWork) -> Run:
     wanted = [(i, name) for i, name in enumerate(names) if name in call.rows]
 
     def run(call: Call) -> float:
-        sums = [0.0] * chunks
-
-        def run_chunk(c: int) -> None:
+        def run_chunk(c: int) -> float:
             start, stop = c * step, min(n, (c + 1) * step)
             results = np.empty((len(names), stop - start))
             bad = work(call, start, stop, results)
@@ -113,11 +118,9 @@ def by_rows(call: Call, names: tuple[str, ...], work: RowWork) -> Run:
                 raise IndexError(start + bad)
             if wanted:
                 deliver([(call.rows[name], results[i]) for i, name in wanted], start, stop)
-            if call.total:
-                sums[c] = float(np.add.reduce(results[0]))
+            return sum_of(results[0]) if call.total else 0.0
 
-        threads.run_chunks(chunks, run_chunk)
-        return math.fsum(sums)
+        return threads.sum_chunks(chunks, run_chunk)
 
     return run
 
@@ -126,18 +129,14 @@ def by_elements(call: Call, arrays_of: Callable[[Call], Arrays], prepare: Callab
     """What runs ``work(call, arrays, first, n, low, high)`` over chunks of rows and columns and sums its results.
 
     Arrays that lie in memory as one line each are taken as one long row, so that short rows cost nothing;
-    `prepare` makes the work for arrays of such shapes.
+    `prepare` makes the work for arrays of such shapes, whose memory is that of the call's own.
     """
-    example = arrays_of(call)
-    present = [a for a in example.values() if a is not None]
+    arrays = arrays_of(call)
+    present = [a for a in arrays.values() if a is not None]
     shape = present[0].shape
-    in_line = all(a.flags.c_contiguous or not any(a.strides) for a in present)
-    if in_line:
+    if all(a.flags.c_contiguous or not any(a.strides) for a in present):
         shape = (1, math.prod(shape))
-
-    def arranged(arrays: Arrays) -> Arrays:
-        return {name: _line(a, shape) for name, a in arrays.items()} if in_line else arrays
-
+        arrays = {name: None if a is None else _line(a, shape) for name, a in arrays.items()}
     k = shape[-1]
     n = math.prod(shape[:-1])
     rows, columns = chunk_rows(n, max(k, 1)), chunk_elements(n * k)
@@ -146,23 +145,15 @@ def by_elements(call: Call, arrays_of: Callable[[Call], Arrays], prepare: Callab
         for first in range(0, n, rows)
         for low in range(0, k, columns)
     ]
-    work = prepare(arranged(example))
+    work = prepare(arrays)
 
     def run(call: Call) -> float:
-        arrays = arranged(arrays_of(call))
-        sums = [0.0] * len(jobs)
-
-        def run_job(i: int) -> None:
-            sums[i] = work(call, arrays, *jobs[i])
-
-        threads.run_chunks(len(jobs), run_job)
-        return math.fsum(sums)
+        arrays = arrays_of(call)
+        return threads.sum_chunks(len(jobs), lambda i: work(call, arrays, *jobs[i]))
 
     return run
 
 
-def _line(array: Array | None, shape: tuple[int, ...]) -> Array | None:
+def _line(array: Array, shape: tuple[int, ...]) -> Array:
     """An array in one line of memory, or of one element everywhere, as one row."""
-    if array is None or array.flags.c_contiguous:
-        return None if array is None else array.reshape(shape)
-    return np.broadcast_to(array[(0,) * array.ndim], shape)
+    return array.reshape(shape) if array.flags.c_contiguous else np.broadcast_to(array[(0,) * array.ndim], shape)

@@ -26,6 +26,7 @@ from .launch import (
     by_rows,
     labels_and_ignored,
     row_weights,
+    sum_of,
 )
 from .maps import MAPS
 from .operands import Layout
@@ -245,7 +246,7 @@ def binary_elements(arrays: Arrays) -> ElementWork:
         results = np.zeros((1, n))
         if binary(call, arrays, first, n, low, high, results) >= 0:
             raise IndexError(first)
-        return float(np.add.reduce(results[0]))
+        return sum_of(results[0])
 
     return work
 
@@ -260,7 +261,7 @@ def binary_work(arrays: Arrays) -> Callable[[Call, Arrays, int, int, int, int, A
     def work(call: Call, arrays: Arrays, first: int, n: int, low: int, high: int, results: Array) -> int:
         inputs = [part for name, source in sources for part in source.rows(arrays[name], first, first + n)]
         outputs = [part for name, target in targets for part in target.of(arrays[name])]
-        ignore = np.array([] if call.ignore_index is None else [call.ignore_index], np.float64)
+        ignore = NOTHING if call.ignore_index is None else np.array([call.ignore_index], np.float64)
         weights = NOTHING if call.elementwise else row_weights(call, first, first + n)
         return int(
             elements.binary_rows(
@@ -305,7 +306,7 @@ def kl_estimate(call: Call) -> Run:
                 first, n, low, high, int(call.estimator[1]), np.empty(elements.SLOTS * BLOCK), results,
                 *out.of(arrays["out"]),
             )  # fmt: skip
-            return float(np.add.reduce(results[0]))
+            return sum_of(results[0])
 
         return work
 
