@@ -62,7 +62,8 @@ def test_plain_calls_are_remembered_and_few_at_a_time() -> None:
     other: Any = _plans.planned(ek.softmax.__wrapped__)  # type: ignore[attr-defined]
     before = count()
     other([[0.0] * 5])
-    other(np.zeros((5, 7)), out=np.empty((5, 7)))
+    x = np.zeros((5, 7))
+    other(x, out=x)
     other(np.zeros((7, 5)).T)
     assert count() == before
 
@@ -74,6 +75,45 @@ def test_an_array_given_twice_is_two_arrays_next_time(backend: str) -> None:
         assert ek.kl_divergence(x, y) > 0
         assert ek.kl_divergence(y, y) == 0
         assert ek.cross_entropy(x, x) != ek.cross_entropy(x, y)
+
+
+def test_the_place_of_given_arrays_is_looked_at_each_time(backend: str) -> None:
+    x, y = np.random.default_rng(0).normal(size=(4, 3)), np.array([0, 1, 2, 1])
+    buffer = np.zeros((8, 3))
+    want = ek.cross_entropy(x, y, return_grad=True)
+    for _ in range(3):
+        grad, out = np.full((4, 3), 7.0), np.full((), 7.0)
+        got = ek.cross_entropy(x, y, grad_out=grad, out=out)
+        assert got[0] is out
+        assert got[1] is grad
+        np.testing.assert_array_equal(got[0], want[0])
+        np.testing.assert_array_equal(got[1], want[1])
+        buffer[1:5] = x
+        with pytest.raises(ValueError, match="grad_out overlaps x"):
+            ek.cross_entropy(buffer[1:5], y, grad_out=buffer[2:6])
+        ek.cross_entropy(buffer[1:5], y, grad_out=buffer[1:5])
+        np.testing.assert_array_equal(buffer[1:5], want[1])
+        same = x.copy()
+        ek.cross_entropy(same, y, reduction="none", grad_out=grad)
+        with pytest.raises(IndexError, match="label 3 of row 1"):
+            ek.cross_entropy(same, np.array([0, 3, 0, 0]), reduction="none", grad_out=same)
+        np.testing.assert_array_equal(same, x)  # untouched
+        assert ek.cross_entropy(same, y, grad_out=same)[1] is same
+        np.testing.assert_array_equal(same, want[1])
+        with pytest.raises(IndexError, match="label 3 of row 1"):
+            ek.cross_entropy(same, np.array([0, 3, 0, 0]), grad_out=same)
+        np.testing.assert_array_equal(same, want[1])  # untouched
+        frozen = np.zeros((4, 3))
+        frozen.flags.writeable = False
+        with pytest.raises(ValueError, match="grad_out is read-only"):
+            ek.cross_entropy(x, y, grad_out=frozen)
+        lost, rows = np.zeros((4, 3)), np.zeros(4)
+        with pytest.raises(IndexError, match="label 3 of row 1"):
+            ek.cross_entropy(x, np.array([0, 3, 0, 0]), reduction="none", out=rows, grad_out=lost)
+        assert np.isnan(lost).all()
+        assert np.isnan(rows).all()
+        ek.cross_entropy(x, y, reduction="none", out=rows, grad_out=lost)
+        assert np.isfinite(lost).all()
 
 
 def test_values_are_told_apart_by_type(backend: str) -> None:

@@ -3,10 +3,10 @@
 Nearly all of a small call's time goes into looking at its arguments, and a caller in a loop brings the same
 kind of arguments each time. What the checks find depends on the options and on the arrays' types, shapes and
 strides, so that is the key under which a `Plan` is kept: no array, only what to do with the next ones. What
-depends on the data (labels out of range, denominators) is looked at in every call.
+depends on the data and its place (labels out of range, denominators, overlap) is looked at in every call.
 
 Calls that are not plain have no plan and are checked in full each time: those with lists, broadcast or
-converted operands, a class axis that is not the last, arrays given for the results, or ``validate=True``.
+converted operands, a class axis that is not the last, class weights, results in place, or ``validate=True``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def planned(function: Callable[P, R]) -> Callable[P, R]:
         arrays: list[Array] = []
         key = _key(args, options, arrays)
         plan = plans.get(key)
-        if plan is not None:
+        if plan is not None and not plan.may_overlap(arrays):
             return plan.run(arrays)
         job: Any = function(*args, **options)
         result: R = job.run()
@@ -72,15 +72,16 @@ def _key(args: tuple[Any, ...], options: Mapping[str, Any], arrays: list[Array])
 
 
 def is_repeatable(job: Job, arrays: list[Array]) -> bool:
-    """Whether the call's operands are `arrays` themselves, its results new, and nothing prepared saw the data."""
+    """Whether the call's operands are `arrays` themselves, its results apart, and nothing prepared saw the data."""
     call, known = job.call, {id(array) for array in arrays}
     operands = [getattr(call, name) for name in OPERANDS]
     places = [*call.rows.values(), *call.maps.values(), *job.outputs[: job.reduced]]
     return (
         len(known) == len(arrays)  # the same array twice could be two next time
         and all(operand is None or id(operand) in known for operand in operands)
-        and not job.given
-        and all(any(out is place for place in places) and out.flags.c_contiguous for out in job.outputs)
+        and not job.in_place
+        and all(any(out is place for place in places) for out in job.outputs)
+        and all(id(out) in known or out.flags.c_contiguous for out in job.outputs)
         and (job.reduction != "mean" or not call.maps or counts_every_row(call))
     )
 
@@ -96,7 +97,8 @@ class Plan:
         self._options = [getattr(call, name) for name in OPTIONS]
         self._rows = {name: self._output(array, job) for name, array in call.rows.items()}
         self._maps = {name: self._output(array, job) for name, array in call.maps.items()}
-        self._outputs = [(array.shape, array.dtype) for array in job.outputs]
+        self._outputs = [(array.shape, array.dtype, places.get(id(array))) for array in job.outputs]
+        self._given = [places[id(array)] for array in job.given]
         self._quantity, self._prepared = call.quantity, call.prepared
         self._reduction, self._on_empty, self._deliver = job.reduction, job.on_empty, job.deliver
 
@@ -104,11 +106,18 @@ class Plan:
     def _output(array: Array, job: Job) -> int:
         return next(i for i, out in enumerate(job.outputs) if out is array)
 
+    def may_overlap(self, arrays: list[Array]) -> bool:
+        """Whether an array given for a result may share memory with another, which is for the checks to judge."""
+        return bool(self._given) and any(
+            np.may_share_memory(arrays[i], other) for i in self._given for j, other in enumerate(arrays) if i != j
+        )
+
     def run(self, arrays: list[Array]) -> Any:
-        outputs = [np.empty(shape, dtype) for shape, dtype in self._outputs]
+        outputs = [np.empty(shape, dtype) if at is None else arrays[at] for shape, dtype, at in self._outputs]
         call = Call(self._quantity, *self._operands((*arrays, None)), *self._options)
         call.rows = {name: outputs[i] for name, i in self._rows.items()}
         call.maps = {name: outputs[i] for name, i in self._maps.items()}
         call.prepared = self._prepared
-        execute(call, self._reduction, self._on_empty, outputs[0] if call.total else None)
+        given = [arrays[i] for i in self._given]
+        execute(call, self._reduction, self._on_empty, outputs[0] if call.total else None, given)
         return self._deliver(outputs)
