@@ -23,7 +23,6 @@ from .finish import (
     RANK,
     SMOOTHING,
     SPREAD,
-    STREAMING,
     UNIT,
     WEIGHT,
     Y_LOGIT,
@@ -252,7 +251,7 @@ def true_class_gradient(sums, m, y_logit, scale, factor):
 @inline
 def write_tile(
     kind, tile, x, geometry, first, low, count, k, labels, ignore, weights, records, options, scale, weighed,
-    out, out_geometry, work,
+    out, out_geometry, streaming, work,
 ):  # fmt: skip
     """Turn a tile of logits into the map `kind` and write it to `out`."""
     v = vector(scale)
@@ -283,13 +282,13 @@ def write_tile(
                 elif S_r != S_r or not (-np.inf < m_r < np.inf):
                     start = row_start(geometry, first + low + r)
                     undefined_row(kind, x, start, geometry[CLASS_STRIDE], k, m_r, tile, r, 2 * w)
-    store_tile(tile, out, out_geometry, first + low, count, k, v, options[STREAMING] != 0.0, work)
+    store_tile(tile, out, out_geometry, first + low, count, k, v, streaming, work)
 
 
 @kernel
 def softmax_lanes(
     x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, tiles, records, wanted, result,
-    details, summed, more, kind, out, out_geometry, work,
+    details, summed, more, kind, out, out_geometry, streaming, work,
 ):  # fmt: skip
     """The work of `rows.softmax_rows` for plain logits (no softcap), tile by tile."""
     v = vector(scale)
@@ -348,9 +347,9 @@ def softmax_lanes(
             weighed = has_weights(ignore, weights, class_weight)
             write_tile(
                 kind, tile, x, geometry, first, low, count, k, labels, ignore, weights, records, options, scale,
-                weighed, out, out_geometry, work,
+                weighed, out, out_geometry, streaming, work,
             )  # fmt: skip
-    if out is not None and options[STREAMING] != 0.0:
+    if out is not None and streaming:
         fence()
     return -1, total
 
