@@ -44,6 +44,7 @@ from .memory import (
     store,
     store_columns,
     store_next,
+    store_short_columns,
     vector,
     width,
 )
@@ -117,16 +118,25 @@ def look_ahead(x, stride, start, step, c, k, tile, like, filling):
 
 
 @inline
-def store_tile(tile, out, geometry, row, count, k, like, streaming, work):
+def in_one_line(geometry, step, k):
+    """Whether rows follow one another without a gap."""
+    return geometry[CLASS_STRIDE] == 1 and step == k
+
+
+@inline
+def store_tile(tile, out, geometry, row, count, k, like, line):
+    """Write a tile to `out`; rows without a gap only to `line`, from where they are copied a tile later:
+    what has just been stored in parts cannot be loaded as a whole before it has reached the cache."""
     w, stride = width(like), geometry[CLASS_STRIDE]
     start, step = row_start(geometry, row), row_step(geometry, row, count)
-    if stride == 1 and step == k:
-        # Rows without a gap are one line: put together in L1, then written in whole vectors.
+    if in_one_line(geometry, step, k):
         for g in range(0, min(count, 2 * w), w):
+            if k <= w:
+                store_short_columns(tile, g, 2 * w, line, g * k, k, like)
+                continue
             for c in range(0, k, w):
-                store_columns(tile, c * 2 * w + g, 2 * w, work, g * k + c, k, count - g, k - c, like)
-        prefetch_to_write(out, start + 3 * 2 * w * k)  # the line that two tiles share, not written whole
-        copy_out(work, count * k, out, start, like, streaming)
+                store_columns(tile, c * 2 * w + g, 2 * w, line, g * k + c, k, count - g, k - c, like)
+        prefetch_to_write(out, start + 6 * w * k)  # the cache line that two tiles share, not written whole
     elif step == 1:
         for c in range(k):
             store_next(out, start + c * stride, count, load(tile, c * 2 * w, like))
@@ -251,7 +261,7 @@ def true_class_gradient(sums, m, y_logit, scale, factor):
 @inline
 def write_tile(
     kind, tile, x, geometry, first, low, count, k, labels, ignore, weights, records, options, scale, weighed,
-    out, out_geometry, streaming, work,
+    out, out_geometry, line,
 ):  # fmt: skip
     """Turn a tile of logits into the map `kind` and write it to `out`."""
     v = vector(scale)
@@ -282,7 +292,7 @@ def write_tile(
                 elif S_r != S_r or not (-np.inf < m_r < np.inf):
                     start = row_start(geometry, first + low + r)
                     undefined_row(kind, x, start, geometry[CLASS_STRIDE], k, m_r, tile, r, 2 * w)
-    store_tile(tile, out, out_geometry, first + low, count, k, v, streaming, work)
+    store_tile(tile, out, out_geometry, first + low, count, k, v, line)
 
 
 @kernel
@@ -296,6 +306,8 @@ def softmax_lanes(
     none, total = like_vector(-1.0, v), 0.0
     stride, half, filling = geometry[CLASS_STRIDE], tiles.size // 2, False
     tile, other = view(tiles, 0, half), view(tiles, half, half)
+    line, last_line = view(work, 0, work.size // 2), view(work, work.size // 2, work.size // 2)
+    waiting, place = 0, 0
     for low in range(0, n, 2 * w):
         count = min(2 * w, n - low)
         if labels.size and low % CHECKED == 0:
@@ -347,10 +359,16 @@ def softmax_lanes(
             weighed = has_weights(ignore, weights, class_weight)
             write_tile(
                 kind, tile, x, geometry, first, low, count, k, labels, ignore, weights, records, options, scale,
-                weighed, out, out_geometry, streaming, work,
+                weighed, out, out_geometry, line,
             )  # fmt: skip
-    if out is not None and streaming:
-        fence()
+            if in_one_line(out_geometry, row_step(out_geometry, first + low, count), k):
+                copy_out(last_line, waiting, out, place, v, streaming)
+                line, last_line = last_line, line
+                waiting, place = count * k, row_start(out_geometry, first + low)
+    if out is not None:
+        copy_out(last_line, waiting, out, place, v, streaming)
+        if streaming:
+            fence()
     return -1, total
 
 

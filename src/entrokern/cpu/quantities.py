@@ -127,7 +127,7 @@ def softmax_work(call: Call, wanted: str) -> RecordWork:
         else:
             stage = None if in_place else np.empty(2 * BLOCK, dtype)
         records, streaming = np.zeros(FIELDS * GROUP, dtype), streams(call)
-        scratch = np.empty(max(BLOCK, lanes.tile_size(call.k, dtype)) if in_lanes else BLOCK, dtype)
+        scratch = np.empty(2 * lanes.tile_size(call.k, dtype) if in_lanes else BLOCK, dtype)
         bad, total = -1, 0.0
         for kind, out, geometry in outputs or [(0, None, None)]:
             bad, total = kernel(
