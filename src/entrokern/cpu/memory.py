@@ -26,6 +26,16 @@ def vector(number: Value) -> Value:
     return number.splat(vector_of(number.dtype))
 
 
+@intrinsic
+def width(typing, like):
+    """How many lanes a vector has."""
+
+    def build(context, builder, signature, arguments):
+        return context.get_constant(types.intp, like.lanes)
+
+    return types.intp(like), build
+
+
 # --- 16-bit floats --------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from .._call import Call
 from . import distributions, divergences, elements, lanes
 from .blocks import BLOCK
 from .distributions import FORM_CODES
+from .fast import fast_tables
 from .finish import ROW_RESULTS
 from .lanes import LANES, softmax_lanes
 from .launch import Source, by_elements, by_rows, labels_and_ignored, row_weights, target
@@ -138,8 +139,8 @@ def cross_entropy_work(call: Call) -> Work:
         bad = -1
         for kind, out, geometry in outputs or [(0, None, None)]:
             bad = distributions.cross_entropy_rows(
-                *x, *b, start, stop - start, call.k, FORM_CODES[call.form], labels, ignore, weights, class_weight,
-                call.label_smoothing, call.temperature, call.softcap or 0.0, call.z_loss, call.unit,
+                *x, *b, start, np.arange(stop - start), call.k, FORM_CODES[call.form], labels, ignore, weights,
+                class_weight, call.label_smoothing, call.temperature, call.softcap or 0.0, call.z_loss, call.unit,
                 call.map_scale, stage, results, kind, out, geometry,
             )  # fmt: skip
             if bad >= 0:
@@ -173,12 +174,16 @@ def entropy(call: Call) -> float:
         return softmax(call)
     x = operand(call.x)
     grad, grad_geometry = target(call.maps.get("grad"))
+    fast = fast_tables(call, x) if call.form == "probs" and not call.maps else None
 
     def work(start: int, stop: int, results: Array) -> int:
-        distributions.entropy_rows(
-            *x, start, stop - start, call.k, FORM_CODES[call.form], call.unit, call.map_scale,
-            row_weights(call, start, stop), np.empty(distributions.SLOTS * BLOCK), results, grad, grad_geometry,
-        )  # fmt: skip
+        weights = row_weights(call, start, stop)
+        left = np.arange(stop - start) if fast is None else fast(start, None, weights, results)
+        if left.size:
+            distributions.entropy_rows(
+                *x, start, left, call.k, FORM_CODES[call.form], call.unit, call.map_scale, weights,
+                np.empty(distributions.SLOTS * BLOCK), results, grad, grad_geometry,
+            )  # fmt: skip
         return -1
 
     return by_rows(call, ("loss",), work)
@@ -189,14 +194,17 @@ def divergence(call: Call) -> float:
     x = operand(call.x)
     y = Source(call.y, (call.x.dtype, np.float64))
     grad_p, grad_q = target(call.maps.get("grad_p")), target(call.maps.get("grad_q"))
+    fast = fast_tables(call, x, y) if call.form == call.y_form == "probs" and not call.maps else None
 
     def work(start: int, stop: int, results: Array) -> int:
-        divergences.divergence_rows(
-            *x, *y.rows(start, stop), start, stop - start, call.k,
-            call.quantity == "js_divergence", call.js_weight, FORM_CODES[call.form], FORM_CODES[call.y_form],
-            call.temperature, call.unit, call.map_scale, row_weights(call, start, stop),
-            np.empty(distributions.SLOTS * BLOCK), results, *grad_p, *grad_q,
-        )  # fmt: skip
+        q, weights = y.rows(start, stop), row_weights(call, start, stop)
+        left = np.arange(stop - start) if fast is None else fast(start, q, weights, results)
+        if left.size:
+            divergences.divergence_rows(
+                *x, *q, start, left, call.k, call.quantity == "js_divergence", call.js_weight,
+                FORM_CODES[call.form], FORM_CODES[call.y_form], call.temperature, call.unit, call.map_scale, weights,
+                np.empty(distributions.SLOTS * BLOCK), results, *grad_p, *grad_q,
+            )  # fmt: skip
         return -1
 
     return by_rows(call, ("loss",), work)

@@ -53,7 +53,7 @@ INTEGER_OF = {types.float32: types.int32, types.float64: types.int64}
 
 def llvm_type(kind: Any) -> Any:
     if isinstance(kind, Vector):
-        return ir.VectorType(LLVM[kind.dtype], kind.lanes)
+        return ir.VectorType(llvm_type(kind.dtype), kind.lanes)
     return LLVM[kind] if kind in LLVM else ir.IntType(kind.bitwidth)
 
 
