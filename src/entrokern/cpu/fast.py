@@ -11,6 +11,7 @@ from .._arrays import Array
 from .._call import Call
 from .launch import Source
 from .operands import Operand
+from .softmax_pairs import GROUP, KEPT, RECORDS, softmax_kl_rows
 from .tables import table_lanes, table_rows
 
 LANES_UP_TO = 64  # classes: beyond, a row fills the vectors by itself
@@ -52,3 +53,22 @@ def fast_tables(call: Call, x: Operand, y: Source | None = None) -> Fast | None:
         return np.flatnonzero(np.isnan(loss)) if left else np.empty(0, np.intp)
 
     return run
+
+
+def fast_softmax_kl(call: Call, x: Operand, y: Source) -> Fast | None:
+    """KL divergence between two softmaxes, without gradients."""
+    assert call.y is not None
+    zero: Any = np.float32(0) if call.x.itemsize < 8 and call.y.itemsize < 8 else np.float64(0)
+    chosen = family(call.k, x, *([] if y.whole is None else [y.whole]))
+
+    def run(start: int, q: Operand | None, weights: Array, results: Array) -> Array:
+        assert q is not None
+        loss = results[0]
+        kept = np.empty(2 * (KEPT + 16), zero.dtype) if call.k <= KEPT else None
+        records = np.ones(RECORDS * GROUP)
+        left = softmax_kl_rows(
+            *x, *q, start, loss.size, call.k, call.temperature, call.unit, weights, zero, kept, records, loss
+        )  # fmt: skip
+        return np.flatnonzero(np.isnan(loss)) if left else np.empty(0, np.intp)
+
+    return run if chosen == "rows" else None

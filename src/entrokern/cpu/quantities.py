@@ -13,7 +13,7 @@ from .._call import Call
 from . import distributions, divergences, elements, lanes
 from .blocks import BLOCK
 from .distributions import FORM_CODES
-from .fast import fast_tables
+from .fast import fast_softmax_kl, fast_tables
 from .finish import ROW_RESULTS
 from .lanes import LANES, softmax_lanes
 from .launch import Source, by_elements, by_rows, labels_and_ignored, row_weights, target
@@ -194,7 +194,11 @@ def divergence(call: Call) -> float:
     x = operand(call.x)
     y = Source(call.y, (call.x.dtype, np.float64))
     grad_p, grad_q = target(call.maps.get("grad_p")), target(call.maps.get("grad_q"))
-    fast = fast_tables(call, x, y) if call.form == call.y_form == "probs" and not call.maps else None
+    fast = None
+    if not call.maps and call.form == call.y_form == "probs":
+        fast = fast_tables(call, x, y)
+    elif not call.maps and call.form == call.y_form == "logits" and call.quantity == "kl_divergence":
+        fast = fast_softmax_kl(call, x, y)
 
     def work(start: int, stop: int, results: Array) -> int:
         q, weights = y.rows(start, stop), row_weights(call, start, stop)

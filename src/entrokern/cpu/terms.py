@@ -35,6 +35,16 @@ HALF = {
 }  # fmt: skip
 
 
+# (e^-d - 1 + d) / d², for |d| <= 1
+EXPM1_TAIL = {
+    types.float32: (
+        0.4999999979286023, -0.16666667010220385, 0.0416667345418212, -0.00833331026062411, 0.001388545209074165,
+        -0.0001984402761123246, 2.5354813342996423e-05, -2.7722553706966878e-06,
+    ),
+    types.float64: _formulas.EXPM1_TAIL,
+}  # fmt: skip
+
+
 def whole(n: Value) -> Value:
     """A whole number of a few thousand as a float of its size."""
     if n.dtype == types.int32:
@@ -122,6 +132,20 @@ def js_term(p: Value, q: Value, w: Value) -> Value:
 def entropy_term(p: Value) -> Value:
     """``-p·log p``, 0 for 0; what comes out for subnormal numbers is finite, no more."""
     return select(p == 0.0, p, -p * log_normal(p))
+
+
+@emitted
+def softmax_kl_term(p: Value, q: Value, delta: Value) -> Value:
+    """``p·(δ + expm1(-δ))`` with ``δ = log(p/q)``: by its series where ``|δ| < 1``, else with `q` itself."""
+    near = (delta > -1.0) & (delta < 1.0)
+    term = select(near, p * delta * delta * polynomial(delta, EXPM1_TAIL[p.dtype]), p * delta + (q - p))
+    return select(p == 0.0, q, term)
+
+
+@emitted
+def zero_times(b: Value, gap: Value) -> Value:
+    """``b·gap``, 0 for ``b = 0`` also where the gap is infinite."""
+    return select(b == 0.0, b, b * gap)
 
 
 # --- sums in float64, and what the fast way leaves to the careful one -------------------------------
