@@ -11,64 +11,99 @@ from .._arrays import Array
 from .._call import Call
 from .launch import Source
 from .operands import Operand
-from .softmax_pairs import GROUP, KEPT, RECORDS, softmax_kl_rows
+from .soft_targets import soft_target_lanes, soft_target_rows
+from .softmax_pairs import GROUP, KEPT, RECORDS, softmax_kl_lanes, softmax_kl_rows
 from .tables import table_lanes, table_rows
 
-LANES_UP_TO = 64  # classes: beyond, a row fills the vectors by itself
-SQUARE = 16 * 16  # of the narrowest numbers
+LANES_UP_TO = 64  # classes: beyond, a row fills the vectors by itself …
+SOFTMAX_LANES_UP_TO = 256  # … with several sweeps later: each begins and ends at a cost
+TILE_UP_TO = 1 << 14  # numbers: what fits in L2 a few times
 
 # (first row, second operand, weights, results) → which rows are left to the careful kernel
-Fast = Callable[[int, Operand | None, Array, Array], Array]
+Fast = Callable[[int, Operand, Array, Array], Array]
+NOTHING = Operand(np.empty(0), np.empty(0, np.int64))
 
 
-def lies_flat(x: Operand) -> bool:
-    """Whether the classes of a row lie side by side."""
-    return bool(x.geometry[0] == 1)
+def narrow(call: Call) -> bool:
+    """Whether no operand holds more than float32 does; a target's type does not matter."""
+    return call.x.itemsize < 8 and (call.y is None or call.quantity == "cross_entropy" or call.y.itemsize < 8)
 
 
-def family(k: int, *operands: Operand) -> str | None:
+def family(k: int, x: Operand, y: Source | None, lanes_up_to: int = LANES_UP_TO) -> str | None:
     """``"rows"`` or ``"lanes"``, or None where neither reads the operands in place."""
-    if k > LANES_UP_TO and all(map(lies_flat, operands)):
+    operands = [x] if y is None or y.whole is None else [x, y.whole]
+    flat = [o.geometry[0] == 1 for o in operands]
+    if k > lanes_up_to and all(flat):
         return "rows"
-    return "lanes" if all(lies_flat(x) or x.geometry[-1] == 1 for x in operands) else None
+    adjacent = [o.geometry[-1] == 1 for o in operands]
+    return "lanes" if all(f or a for f, a in zip(flat, adjacent, strict=True)) else None
+
+
+def left_of(results: Array, left: int) -> Array:
+    """The rows that came out as NaN, if there are any."""
+    return np.flatnonzero(np.isnan(results)) if left else np.empty(0, np.intp)
+
+
+def tiles(k: int, zero: Any, count: int) -> list[Array]:
+    """Room for `count` tiles of all classes."""
+    lanes = 64 // zero.itemsize
+    return [np.empty(-(-k // lanes) * lanes * lanes, zero.dtype) for _ in range(count)]
 
 
 def fast_tables(call: Call, x: Operand, y: Source | None = None) -> Fast | None:
     """Entropy of probabilities, or divergence of two tables of them, without gradients."""
-    narrow = call.x.itemsize < 8 and (call.y is None or call.y.itemsize < 8)
-    zero: Any = np.float32(0) if narrow else np.float64(0)
-    chosen = family(call.k, x, *([] if y is None or y.whole is None else [y.whole]))
+    zero: Any = np.float32(0) if narrow(call) else np.float64(0)
+    chosen = family(call.k, x, y)
     if chosen is None:
         return None
+    width = 64 // zero.itemsize
     w = call.js_weight if call.quantity == "js_divergence" else None
 
-    def run(start: int, q: Operand | None, weights: Array, results: Array) -> Array:
+    def run(start: int, q: Operand, weights: Array, results: Array) -> Array:
         loss = results[0]
-        arguments = (*x, *(q or (None, None)), start, loss.size, call.k, w, call.unit, weights, zero)
+        second = (None, None) if y is None else q
+        arguments = (*x, *second, start, loss.size, call.k, w, call.unit, weights, zero)
         if chosen == "rows":
-            left = table_rows(*arguments, loss)
-        else:
-            tiles = np.empty(SQUARE, zero.dtype), None if q is None else np.empty(SQUARE, zero.dtype)
-            left = table_lanes(*arguments, *tiles, loss)
-        return np.flatnonzero(np.isnan(loss)) if left else np.empty(0, np.intp)
+            return left_of(loss, table_rows(*arguments, loss))
+        squares = tiles(width, zero, 2) if y is not None else (*tiles(width, zero, 1), None)
+        return left_of(loss, table_lanes(*arguments, *squares, loss))
 
     return run
 
 
 def fast_softmax_kl(call: Call, x: Operand, y: Source) -> Fast | None:
     """KL divergence between two softmaxes, without gradients."""
-    assert call.y is not None
-    zero: Any = np.float32(0) if call.x.itemsize < 8 and call.y.itemsize < 8 else np.float64(0)
-    chosen = family(call.k, x, *([] if y.whole is None else [y.whole]))
+    zero: Any = np.float32(0) if narrow(call) else np.float64(0)
+    chosen = family(call.k, x, y, SOFTMAX_LANES_UP_TO)
+    if chosen is None or (chosen == "lanes" and call.k * 16 > TILE_UP_TO):
+        return None
 
-    def run(start: int, q: Operand | None, weights: Array, results: Array) -> Array:
-        assert q is not None
+    def run(start: int, q: Operand, weights: Array, results: Array) -> Array:
         loss = results[0]
+        arguments = (*x, *q, start, loss.size, call.k, call.temperature, call.unit, weights, zero)
+        if chosen == "lanes":
+            return left_of(loss, softmax_kl_lanes(*arguments, *tiles(call.k, zero, 4), loss))
         kept = np.empty(2 * (KEPT + 16), zero.dtype) if call.k <= KEPT else None
-        records = np.ones(RECORDS * GROUP)
-        left = softmax_kl_rows(
-            *x, *q, start, loss.size, call.k, call.temperature, call.unit, weights, zero, kept, records, loss
-        )  # fmt: skip
-        return np.flatnonzero(np.isnan(loss)) if left else np.empty(0, np.intp)
+        return left_of(loss, softmax_kl_rows(*arguments, kept, np.ones(RECORDS * GROUP), loss))
 
-    return run if chosen == "rows" else None
+    return run
+
+
+def fast_soft_targets(call: Call, x: Operand, y: Source) -> Fast | None:
+    """Cross-entropy of logits with target distributions, without gradients and without most options."""
+    plain = call.softcap is None and call.class_weight is None and call.label_smoothing == call.z_loss == 0.0
+    zero: Any = np.float32(0) if narrow(call) else np.float64(0)
+    chosen = family(call.k, x, y, SOFTMAX_LANES_UP_TO)
+    if not plain or call.maps or call.form != "logits" or chosen is None:
+        return None
+    if chosen == "lanes" and call.k * 16 > TILE_UP_TO:
+        return None
+
+    def run(start: int, b: Operand, weights: Array, results: Array) -> Array:
+        loss = results[0]
+        arguments = (*x, *b, start, loss.size, call.k, call.temperature, call.unit, weights, zero)
+        if chosen == "lanes":
+            return left_of(loss, soft_target_lanes(*arguments, *tiles(call.k, zero, 2), loss))
+        return left_of(loss, soft_target_rows(*arguments, loss))
+
+    return run

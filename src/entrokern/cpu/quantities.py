@@ -13,7 +13,8 @@ from .._call import Call
 from . import distributions, divergences, elements, lanes
 from .blocks import BLOCK
 from .distributions import FORM_CODES
-from .fast import fast_softmax_kl, fast_tables
+from .fast import NOTHING as NO_OPERAND
+from .fast import fast_soft_targets, fast_softmax_kl, fast_tables
 from .finish import ROW_RESULTS
 from .lanes import LANES, softmax_lanes
 from .launch import Source, by_elements, by_rows, labels_and_ignored, row_weights, target
@@ -126,20 +127,25 @@ def cross_entropy(call: Call) -> float:
 
 def cross_entropy_work(call: Call) -> Work:
     x = operand(call.x)
-    y = None if call.y is None else Source(call.y, (call.x.dtype, np.uint8, np.float64))
+    y = None if call.y is None else Source(call.y, (call.x.dtype, np.uint8, np.int64, np.float64))
+    fast = None if y is None else fast_soft_targets(call, x, y)
     kinds = {"grad": 0, "hess": 1}
     outputs: list[tuple[int, Any, Any]] = [(kinds[n], *operand(call.maps[n])) for n in in_place_last(call)]
     class_weight = NOTHING if call.class_weight is None else call.class_weight
     geometry_of_none = np.array([1, 0, 1, 1, 0])
 
     def work(start: int, stop: int, results: Array) -> int:
-        b = (NOTHING, geometry_of_none) if y is None else y.rows(start, stop)
+        b = Operand(NOTHING, geometry_of_none) if y is None else y.rows(start, stop)
         labels, ignore = labels_and_ignored(call, start, stop)
         weights, stage = row_weights(call, start, stop), np.empty(distributions.SLOTS * BLOCK)
-        bad = -1
+        bad, rows = -1, np.arange(stop - start)
+        if fast is not None:
+            rows = fast(start, b, weights, results)
+            if not rows.size:
+                return -1
         for kind, out, geometry in outputs or [(0, None, None)]:
             bad = distributions.cross_entropy_rows(
-                *x, *b, start, np.arange(stop - start), call.k, FORM_CODES[call.form], labels, ignore, weights,
+                *x, *b, start, rows, call.k, FORM_CODES[call.form], labels, ignore, weights,
                 class_weight, call.label_smoothing, call.temperature, call.softcap or 0.0, call.z_loss, call.unit,
                 call.map_scale, stage, results, kind, out, geometry,
             )  # fmt: skip
@@ -178,7 +184,7 @@ def entropy(call: Call) -> float:
 
     def work(start: int, stop: int, results: Array) -> int:
         weights = row_weights(call, start, stop)
-        left = np.arange(stop - start) if fast is None else fast(start, None, weights, results)
+        left = np.arange(stop - start) if fast is None else fast(start, NO_OPERAND, weights, results)
         if left.size:
             distributions.entropy_rows(
                 *x, start, left, call.k, FORM_CODES[call.form], call.unit, call.map_scale, weights,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .blocks import CLASS_STRIDE, row_start
+from .blocks import row_start
 from .compile import inline, kernel
 from .distributions import accumulate
 from .math import LOG2E, cast, exp2_below, log_normal
@@ -144,4 +144,61 @@ def softmax_kl_rows(
                 left += 1
             weight = weights[r] if weights.size else 1.0
             results[r] = weight * unit * loss if weight != 0.0 else 0.0
+    return left
+
+
+# --- lanes: a row per lane --------------------------------------------------------------------------
+
+
+@inline
+def tile_exps(tile, kept, k, scale, v):
+    """Each row's largest logit, and ``Σ e^((x - m)/T)`` with the exponentials in `kept`."""
+    lanes = width(v)
+    top, more = v - np.inf, v - np.inf
+    for c in range(k):
+        top, more = more, larger(load(tile, c * lanes, v), top)
+    top = larger(top, more)
+    total, part = v, v
+    for c in range(k):
+        e = exp2_below((load(tile, c * lanes, v) - top) * scale)
+        store(kept, c * lanes, e)
+        part += e
+        if c % ADDED == ADDED - 1:
+            total, part = total + part, v
+    return top, total + part
+
+
+@kernel
+def softmax_kl_lanes(
+    x, x_geometry, y, y_geometry, first, n, k, temperature, unit, weights, zero, x_tile, y_tile, x_kept, y_kept, results
+):  # fmt: skip
+    """The work of `softmax_kl_rows` for few classes, or for rows that lie side by side."""
+    v, wide = vector(zero), vector(0.0)
+    inv_T, scale = cast(1.0 / temperature, zero), cast(LOG2E / temperature, zero)
+    lanes, left = width(v), 0
+    x_ahead, x_line = rows_ahead(x_geometry, lanes)
+    y_ahead, y_line = rows_ahead(y_geometry, lanes)
+    r = 0
+    while r < n:
+        count = min(lanes, n - r)
+        count = min(count, rows_in_line(x_geometry, first + r), rows_in_line(y_geometry, first + r))
+        i, j = row_start(x_geometry, first + r), row_start(y_geometry, first + r)
+        fill_tile(x, x_geometry, i, count, k, x_tile, v)
+        fill_tile(y, y_geometry, j, count, k, y_tile, v)
+        top_p, Z_p = tile_exps(x_tile, x_kept, k, scale, v)
+        top_q, Z_q = tile_exps(y_tile, y_kept, k, scale, v)
+        shift, p_factor, q_factor = log_normal(Z_p / Z_q), 1.0 / Z_p, 1.0 / Z_q
+        lower, upper, terms = wide, wide, v
+        for c in range(k):
+            prefetch(x, i + x_ahead + c * x_line)
+            prefetch(y, j + y_ahead + c * y_line)
+            gap_p, gap_q = load(x_tile, c * lanes, v) - top_p, load(y_tile, c * lanes, v) - top_q
+            e_p, e_q = load(x_kept, c * lanes, v), load(y_kept, c * lanes, v)
+            terms += term_of(gap_p, gap_q, e_p, e_q, inv_T, shift, p_factor, q_factor)
+            if c % ADDED == ADDED - 1 or c + 1 == k:
+                lower, upper, terms = add_lower(lower, terms), add_upper(upper, terms), v
+        left += put_lanes(results, r, min(count, 8), lower, unit, weights, v)
+        if lanes > 8:
+            left += put_lanes(results, r + 8, count - 8, upper, unit, weights, v)
+        r += count
     return left

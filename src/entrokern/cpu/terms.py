@@ -175,6 +175,11 @@ def join_signs(signs: Value, a: Value) -> Value:
 
 
 @emitted
+def negative(signs: Value) -> Value:
+    return signs < 0
+
+
+@emitted
 def lowest_below(p: Value, q: Value, low: Value) -> Value:
     """The smaller of `low` and `q`, where there is any `p`."""
     return select(p > 0.0, smaller(q, low), low)
