@@ -10,7 +10,7 @@ import machine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--megabytes", type=float, default=64.0, help="size of the operands in bench/ (64)")
+    parser.addoption("--megabytes", type=float, default=64.0, help="of the operands in bench/ (64)")
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import re
 from pathlib import Path
 from typing import Any
 
 import entrokern as ek
-import frameworks
-from entrokern import _threads
+from entrokern import _dispatch, _threads
 
-PACKAGES = ("numpy", "numba", "llvmlite", "scipy", *frameworks.INSTALLED)
+PACKAGES = ("numpy", "numba", "llvmlite", "scipy", "scikit-learn", "numkong", "torch", "jax", "ml_dtypes")
 
 
 def cpu_name() -> str:
@@ -35,6 +35,23 @@ def caches() -> dict[str, str]:
     return sizes
 
 
+def versions() -> dict[str, str]:
+    found = {"entrokern": ek.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def backend() -> str:
+    name = _dispatch.chosen()
+    if _dispatch.backend().run.__module__ == "entrokern.reference":
+        return "reference (the kernels are not there)"
+    return f"{name}: {ek.backends()[name]}"
+
+
 def describe() -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
@@ -44,8 +61,7 @@ def describe() -> dict[str, Any]:
         "system": platform.system(),
         "architecture": platform.machine(),
         "python": platform.python_version(),
-        "versions": {
-            "entrokern": ek.__version__,
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        },
+        "load": round(os.getloadavg()[0], 2),
+        "backend": backend(),
+        "versions": versions(),
     }

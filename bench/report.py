@@ -1,174 +1,319 @@
-"""Print a result of run.py: `python bench/report.py [FILE] [--markdown]` (default: the newest file)."""
+"""Print a result of run.py: `python bench/report.py [FILE] [--markdown] [--plots]` (default: the newest file)."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+IMAGES = ROOT / "docs" / "images"
+OURS = "entrokern"
 Result = dict[str, Any]
 
 
-def header(peers: list[str]) -> list[str]:
-    fixed = ["operation", "k", "n", "ms", "GB/s", "roof", "share", "bound by"]
-    return [*fixed, *(f"x {peer}" for peer in peers), "error", *(f"error {peer}" for peer in peers)]
+# --- one row of the text --------------------------------------------------------------------------
 
-
-def cells(row: Result) -> list[str]:
-    memory, arithmetic = row["roof"]["memory"], row["roof"]["arithmetic"]
-    return [
-        row["operation"],
-        str(row["k"]),
-        str(row["n"]),
-        f"{row['seconds']['entrokern']['median'] * 1e3:.2f}",
-        f"{row['bytes_per_second'] / 1e9:.1f}",
-        f"{row['bytes'] / max(memory, arithmetic) / 1e9:.1f}",
-        f"{row['share']:.2f}",
-        "memory" if memory >= arithmetic else "arithmetic",
-        *(f"{times:.1f}" for times in row["times_faster_than"].values()),
-        *(f"{error:.0e}" for error in row["error"].values()),
-    ]
-
-
-def line(row: Result) -> str:
-    return aligned(cells(row), list(row["times_faster_than"]))
+FIXED = {  # heading: width
+    "operation": 24, "dtype": 8, "k": 6, "ms": 8, "GB/s": 5, "memory": 7, "arithm.": 7, "share": 5, "target": 6,
+    "": 4, "error": 6, "MB": 5,
+}  # fmt: skip
 
 
 def columns(peers: list[str]) -> str:
-    return aligned(header(peers), peers)
+    """Names of the columns. Times in ms: ours and the two of the roof; MB is what the call adds to memory."""
+    return _aligned([*FIXED, *peers])
 
 
-def aligned(texts: list[str], peers: list[str]) -> str:
-    fixed = [18, 6, 9, 8, 6, 6, 6, 10]
-    widths = [*fixed, *(max(7, len(p) + 2) for p in peers), 7, *(len(p) + 6 for p in peers)]
-    first, *rest = zip(texts, widths, strict=True)
+def line(row: Result, peers: list[str]) -> str:
+    """Ours, then each peer: how many times faster we are than it, and its error."""
+    roof, ours = row["roof"], row["seconds"][OURS]["median"]
+    cells = [
+        row["operation"],
+        row["dtype"],
+        f"{row['k']}",
+        milliseconds(ours),
+        f"{row['bytes_per_second'] / 1e9:.1f}",
+        milliseconds(roof["memory"]),
+        milliseconds(roof["arithmetic"]),
+        f"{row['share']:.2f}",
+        target(row),
+        verdict(row),
+        f"{row['error'][OURS]:.0e}",
+        megabytes(row, OURS),
+        *(_beside(row, peer) for peer in peers),
+    ]
+    return _aligned(cells)
+
+
+def _beside(row: Result, peer: str) -> str:
+    if peer not in row["times_faster_than"]:
+        return "–"
+    return f"{ratio(row['times_faster_than'][peer])}× {row['error'][peer]:.0e}"
+
+
+def _aligned(cells: list[str]) -> str:
+    widths = [*FIXED.values()] + [13] * (len(cells) - len(FIXED))
+    first, *rest = zip(cells, widths, strict=True)
     return first[0].ljust(first[1]) + "".join(" " + text.rjust(width) for text, width in rest)
 
 
-def heading(result: Result) -> str:
-    about = result["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    cached = ", ".join(f"{level} {size}" for level, size in about["caches"].items())
-    return (
-        f"{about['cpu']}, {about['threads']} threads on {about['cores']} cores ({cached}), "
-        f"{about['system']}, load before the run {about['load']}\n"
-        f"{versions}, Python {about['python']}; {result['date']}\n"
-        f"backend {about['backend']}; {result['settings']['dtype']}, "
-        f"{result['settings']['megabytes']:.0f} MB of operands\n"
-    )
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.2f}"
 
 
-def limits_of(result: Result) -> dict[str, tuple[float, float, float]]:
-    """Each limit over the rows: lowest, median, highest."""
-    found: dict[str, list[float]] = {}
-    for row in result["rows"]:
-        for name, rate in row["limits"].items():
-            found.setdefault(name, []).append(rate)
-    return {name: (min(r), statistics.median(r), max(r)) for name, r in found.items()}
+def ratio(times: float) -> str:
+    return f"{times:.1f}" if times < 100 else f"{times:.0f}"
 
+
+def megabytes(row: Result, who: str) -> str:
+    size = row["memory"].get(who)
+    return "–" if size is None else f"{size / 1e6:.1f}"
+
+
+def target(row: Result) -> str:
+    if "times_loss" in row:
+        return f"{row['times_loss']:.2f}≤{row['target_times_loss']}"
+    return f"{row['target']:.2f}" if row["target"] is not None else "–"
+
+
+def verdict(row: Result) -> str:
+    return {True: "met", False: "NOT", None: ""}[row.get("met")]
+
+
+# --- what is said of the whole run ----------------------------------------------------------------
 
 UNITS = {"read": "GB/s", "copy": "GB/s", "exp": "G/s", "log": "G/s"}
 
 
-def limits_text(result: Result) -> str:
-    return ", ".join(
-        f"{name} {middle / 1e9:.1f} {UNITS[name]} ({low / 1e9:.1f} to {high / 1e9:.1f})"
-        for name, (low, middle, high) in limits_of(result).items()
-    )
-
-
-def first_call_text(result: Result) -> str:
-    if "first_call" not in result:
-        return ""
-    compiling, cached = result["first_call"]["compiling"], result["first_call"]["cached"]
-
-    def span(seconds: Result) -> str:
-        of = [value for name, value in seconds.items() if not name.startswith("import ")]
-        return f"{min(of):.2f} to {max(of):.2f} s (sum {sum(of):.1f} s)"
-
+def heading(result: Result) -> str:
+    about, settings = result["machine"], result["settings"]
+    cached = ", ".join(f"{level} {size}" for level, size in about["caches"].items())
     return (
-        f"import entrokern {cached['import entrokern']:.2f} s, numba {cached['import numba']:.2f} s; "
-        f"first call of an operation {span(compiling)}, with kernels from the cache {span(cached)}"
+        f"{about['cpu']}, {about['threads']} threads on {about['cores']} cores ({cached}), "
+        f"{about['system']}, load before the run {about['load']}\n"
+        f"{versions(result)}; {result['date']}\n"
+        f"backend {about['backend']}; {settings['megabytes']:g} MB of operands, {settings['rounds']} rounds\n"
     )
 
 
-def sentence(words: str) -> str:
-    return f"{words[0].upper()}{words[1:]}.\n" if words else ""
+def versions(result: Result) -> str:
+    about = result["machine"]
+    return ", ".join(f"{name} {version}" for name, version in about["versions"].items()) + f", Python {about['python']}"
 
 
 def closing(result: Result) -> str:
     lines = [
         "",
         "limits, median over the rows (lowest to highest): " + limits_text(result),
-        first_call_text(result),
+        targets_text(result),
+        losses_text(result),
+        memory_text(result),
+        first_text(result),
+        small_text(result),
     ]
-    return "\n".join(lines)
+    return "\n".join([lines[0], *filter(None, lines[1:])])
 
 
-def peers_of(result: Result) -> list[str]:
-    return list(result["rows"][0]["times_faster_than"])
+def limits_text(result: Result) -> str:
+    found: dict[str, list[float]] = {}
+    for row in result["rows"]:
+        for name, rate in row["limits"].items():
+            label = f"{name} of float64" if name == "exp" and row["dtype"] == "float64" else name
+            found.setdefault(label, []).append(rate / 1e9)
+    return ", ".join(
+        f"{name} {statistics.median(r):.1f} {UNITS[name.split()[0]]} ({min(r):.1f} to {max(r):.1f})"
+        for name, r in found.items()
+    )
+
+
+def targets_text(result: Result) -> str:
+    """How many of the targets are met: shares of the roof, then times faster than a peer."""
+    aimed = [row["met"] for row in result["rows"] if "met" in row]
+    words = f"targets met: {sum(aimed)} of {len(aimed)} shares"
+    for peer, times in result["aims"].items():
+        met = [row["peers_met"][peer] for row in result["rows"] if peer in row["peers_met"]]
+        if met:
+            words += f"; at least {times} times faster than {peer} in {sum(met)} of {len(met)} rows"
+    return words
+
+
+def losses_text(result: Result) -> str:
+    """Every row where a peer is faster."""
+    slower: dict[str, list[str]] = {}
+    for row in result["rows"]:
+        for peer, times in row["times_faster_than"].items():
+            if times < 1:
+                slower.setdefault(f"{named(row)} than {peer}", []).append(f"{row['k']} ({times:.2f})")
+    where = [f"{what} at k = {', '.join(classes)}" for what, classes in slower.items()]
+    return "slower than a peer (its time over ours): " + ("; ".join(where) or "nowhere")
+
+
+def memory_text(result: Result) -> str:
+    """The most that any call of each added to the memory in use."""
+    most: dict[str, float] = {}
+    for row in result["rows"]:
+        for who, size in row["memory"].items():
+            most[who] = max(most.get(who, 0.0), size)
+    if not most:
+        return ""
+    return "most memory that a call added: " + ", ".join(f"{who} {size / 1e6:.1f} MB" for who, size in most.items())
+
+
+def named(row: Result) -> str:
+    return row["operation"] + ("" if row["dtype"] == "float32" else f", {row['dtype']}")
+
+
+def first_text(result: Result) -> str:
+    """Import and first call together, in a fresh process."""
+    if "first_call" not in result:
+        return ""
+    calls = result["first_call"]
+    spans = [
+        f"{min(times):.2f} to {max(times):.2f} s {words}"
+        for key, words in (("compiling", "with an empty cache"), ("cached", "with compiled kernels on disk"))
+        if (times := [call[key] for call in calls.values()])
+    ]
+    return f"import and first call in a fresh process ({'; '.join(calls)}): {', '.join(spans)}"
+
+
+def small_text(result: Result) -> str:
+    if "scaling" not in result:
+        return ""
+    small = ", ".join(f"{name} {1e6 * seconds:.1f} µs" for name, seconds in result["scaling"]["small"].items())
+    threads = ", ".join(
+        f"{row['operation']} {row['1'] / row['all']:.2f}" for row in result["scaling"]["threads"] if row["threads"] > 1
+    )
+    return f"a call on (32, 10): {small}" + (f"\nall threads against one: {threads}" if threads else "")
 
 
 def text(result: Result) -> str:
-    return "\n".join(
-        [heading(result), columns(peers_of(result)), *(line(row) for row in result["rows"]), closing(result)]
-    )
+    peers = result["peers"]
+    return "\n".join([heading(result), columns(peers), *(line(row, peers) for row in result["rows"]), closing(result)])
+
+
+# --- Markdown -------------------------------------------------------------------------------------
+
+
+ONLY = {1, 21}  # the k of operations that have but one
+
+
+def table(rows: list[list[str]]) -> str:
+    head, *body = rows
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in (head, ["---"] * len(head), *body))
+
+
+def grouped(result: Result) -> dict[str, dict[int, Result]]:
+    """The rows of each operation and dtype, by k."""
+    found: dict[str, dict[int, Result]] = {}
+    for row in result["rows"]:
+        found.setdefault(named(row), {})[row["k"]] = row
+    return found
+
+
+def share_table(result: Result) -> str:
+    """Operations × k: our share of the roof and the target; then the operations that have no k."""
+    of = grouped(result)
+    classes = sorted({k for rows in of.values() for k in rows if k not in ONLY}, reverse=True)
+    lines = [["share of the roof (target)", *(f"k = {k}" for k in classes)]]
+    others = [["share of the roof (target)", "shape", ""]]
+    for name, rows in of.items():
+        if ONLY & rows.keys():
+            others += [[name, f"{tuple(row['shape'])}".replace(",)", ")"), share_cell(row)] for row in rows.values()]
+        else:
+            lines.append([name, *(share_cell(rows[k]) if k in rows else "–" for k in classes)])
+    return "\n".join(table(part) for part in (lines, others) if len(part) > 1)
+
+
+def share_cell(row: Result) -> str:
+    share = f"{row['share']:.2f}"
+    if "times_loss" in row:
+        share = f"{row['times_loss']:.2f} × CE"
+        return f"{share} (≤ {row['target_times_loss']}) " + ("✓" if row["met"] else "✗")
+    if row["target"] is None:
+        return share
+    return f"{share} ({row['target']:.2f}) " + ("✓" if row["met"] else "✗")
+
+
+def peer_table(result: Result, k: int) -> str:
+    """Operations × peers at one k: our time, the two of the roof, and how many times faster we are, with the errors."""
+    peers = result["peers"]
+    lines = [[f"k = {k}", "ms", "memory ms", "arithmetic ms", "GB/s", "error", "MB", *peers]]
+    for row in result["rows"]:
+        if row["k"] == k or (k == 1000 and row["k"] in ONLY):
+            times = (row["seconds"][OURS]["median"], row["roof"]["memory"], row["roof"]["arithmetic"])
+            ours = [*map(milliseconds, times), f"{row['bytes_per_second'] / 1e9:.1f}"]
+            ours += [f"{row['error'][OURS]:.0e}", megabytes(row, OURS)]
+            lines.append([named(row), *ours, *(_beside(row, peer) for peer in peers)])
+    return table(lines)
+
+
+def scaling_table(result: Result) -> str:
+    """Time for an element, in ns, as an array grows."""
+    if "scaling" not in result:
+        return ""
+    sizes = sorted({row["elements"] for row in result["scaling"]["n"]})
+    lines = [["CE, ns for an element", *(f"10{superscript(round(math.log10(size)))}" for size in sizes)]]
+    for k in dict.fromkeys(row["k"] for row in result["scaling"]["n"]):
+        of = {row["elements"]: row for row in result["scaling"]["n"] if row["k"] == k}
+        lines.append([f"k = {k}", *(f"{1e9 * of[size]['seconds'] / size:.3f}" for size in sizes)])
+    return table(lines)
+
+
+def superscript(number: int) -> str:
+    return str(number).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def markdown(result: Result) -> str:
-    """The whole table."""
-    names = header(peers_of(result))
-    rows = [names, ["---"] * len(names), *(cells(row) for row in result["rows"])]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return "\n".join([heading(result), table, closing(result)])
+    """All tables, with what is said of the run."""
+    settings = result["settings"]
+    parts = [
+        f"{settings['megabytes']:g} MB of operands; ✓ the target is met, ✗ it is not.",
+        share_table(result),
+        "Beside the peers: our time, the two times of the roof; how many times faster we are than each (below 1: "
+        "slower), and its error. *error* is the largest relative one, against the float64 reference; *MB* is what "
+        "our call adds to the memory in use.",
+        *(peer_table(result, k) for k in (1000, 10) if any(row["k"] == k for row in result["rows"])),
+        scaling_table(result),
+        "\n".join(sentence(words) for words in closing(result).split("\n") if words),
+        f"{result['machine']['cpu']}, {result['machine']['threads']} threads; {versions(result)}; load before the "
+        f"run {result['machine']['load']}; {result['date']}.",
+    ]
+    return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
+
+
+def sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}.\n"
 
 
 def markdown_summary(result: Result, name: str) -> str:
-    """The table of README.md: an operation per line, a column per k."""
-    classes = list(dict.fromkeys(row["k"] for row in result["rows"]))
-    by_name: dict[str, dict[int, Result]] = {}
-    for row in result["rows"]:
-        by_name.setdefault(row["operation"], {})[row["k"]] = row
-    lines = [
-        ["", *(f"k = {k}" for k in classes), "worst error", "worst of the peers"],
-        ["---"] * (len(classes) + 3),
-    ]
-    for operation, of in by_name.items():
-        line = [operation]
-        for k in classes:
-            row = of[k]
-            times, peer = min((times, peer) for peer, times in row["times_faster_than"].items())
-            line.append(f"{row['bytes_per_second'] / 1e9:.1f} GB/s, {row['share']:.2f}, {times:.1f}× {peer}")
-        ours = max(row["error"]["entrokern"] for row in of.values())
-        peers = max(e for row in of.values() for who, e in row["error"].items() if who != "entrokern")
-        lines.append([*line, f"{ours:.0e}", f"{peers:.0e}"])
-    table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
-    about, settings = result["machine"], result["settings"]
-    versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
-    return (
-        "Rate, share of the roof, and how many times faster than the fastest peer, with its name "
-        f"(below 1: slower).\nPeers: {', '.join(peers_of(result))}; {settings['dtype']}, "
-        f"{settings['megabytes']:.0f} MB of operands. Errors are the largest relative ones, against the "
-        f"float64 reference.\n\n{table}\n"
-        f"{about['cpu']}, {about['threads']} threads; {versions}, Python {about['python']}; "
-        f"load before the run {about['load']}; {result['date']}.\nLimits in the same run, "
-        f"median (lowest to highest): {limits_text(result)}.\n"
-        f"{sentence(first_call_text(result))}From [{name}](bench/results/{name}).\n"
-    )
+    """What README.md shows: the tables, the plots that there are, and the file that they come from."""
+    plots = "".join(f"\n![{path.stem}](docs/images/{path.name})\n" for path in sorted(IMAGES.glob("speed-*.png")))
+    return f"{markdown(result)}{plots}\nFrom [{name}](bench/results/{name}).\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", nargs="?", type=Path)
     parser.add_argument("--markdown", action="store_true")
+    parser.add_argument(
+        "--plots", nargs="?", type=Path, const=IMAGES, metavar="FOLDER", help="write them (docs/images)"
+    )
     settings = parser.parse_args()
     files = sorted(RESULTS.glob("*.json"))
     if settings.file is None and not files:
         parser.error("bench/results holds no result; run bench/run.py first")
     result = json.loads((settings.file or files[-1]).read_text())
+    if settings.plots is not None:
+        import plots
+
+        for path in plots.written(result, settings.plots):
+            print(path)
+        return
     print((markdown if settings.markdown else text)(result))
 
 

@@ -280,7 +280,7 @@ def speed_table() -> str:
     """From the newest file of bench/results, as bench/report.py prints it."""
     files = sorted(RESULTS.glob("*.json"))
     if not files:
-        return "No result is kept in `bench/results/` yet. `python bench/run.py` prints the table.\n"
+        return "No result is kept in `bench/results/` yet. `bash ci/bench --full` makes one.\n"
     sys.path.insert(0, str(ROOT / "bench"))
     try:
         import report

@@ -63,7 +63,7 @@ def test_edges(case: Case, dtype: str, record_error) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [c for c in CASES if "one hot" not in c.operands], ids=lambda case: case.name)
 def test_long_rows(case: Case, dtype: str) -> None:
     for i, k in enumerate((2**16 - 1, 2**16 + 1, 300_000)):
         for kind in ("normal", KINDS[(i + 3) % len(KINDS)]):

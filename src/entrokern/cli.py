@@ -1,9 +1,10 @@
-"""The command line: ``entrokern score``, ``demo``, ``info`` and ``warmup``."""
+"""The command line: ``entrokern score``, ``bench``, ``demo``, ``info`` and ``warmup``."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -150,6 +151,14 @@ def _parser() -> argparse.ArgumentParser:
     running = score.add_argument_group("running")
     running.add_argument("--block-rows", type=_positive, metavar="N", help="rows read at a time (default: about 8 MiB)")
 
+    bench = commands.add_parser(
+        "bench",
+        help="how fast it is here: a short table in under a minute",
+        description="Time a few functions on this machine, beside its memory's limit and NumPy.",
+    )
+    bench.set_defaults(command=_bench)
+    bench.add_argument("--megabytes", type=_size, default=64.0, metavar="M", help="of operands (default: 64)")
+
     demo = commands.add_parser("demo", help="worked examples, real data and one large array")
     demo.set_defaults(command=_demo)
     demo.add_argument("--quick", action="store_true", help="a smaller large array and fewer repeats")
@@ -162,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     warmup.add_argument("--functions", metavar="NAME,…", type=_names, help="default: all")
     warmup.add_argument("--dtypes", metavar="NAME,…", type=_names, help="default: the library's choice")
 
-    for command in (running, demo, warmup):
+    for command in (running, bench, demo, warmup):
         command.add_argument("--threads", type=_positive, metavar="N", help="default: what the machine allows")
     return parser
 
@@ -183,7 +192,17 @@ def _positive(text: str) -> int:
     return number
 
 
-_count.__name__, _positive.__name__ = "count", "positive number"  # argparse says: invalid … value
+def _size(text: str) -> float:
+    if not 0 < (number := float(text)) < math.inf:
+        raise ValueError
+    return number
+
+
+_count.__name__, _positive.__name__, _size.__name__ = (
+    "count",
+    "positive number",
+    "size",
+)  # argparse says: invalid … value
 
 
 def _set_threads(args: argparse.Namespace) -> None:
@@ -223,6 +242,15 @@ def _score(args: argparse.Namespace) -> None:
     print(json.dumps(facts) if args.json else _report.text(facts))
     if args.out is not None and not args.json:
         print(f"\nwrote {args.out}: {', '.join(request.outputs or (facts['value'],))}")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from ._speed import bench
+
+    _set_threads(args)
+    with _Progress() as progress:
+        lines = list(bench(args.megabytes, progress))
+    print("\n".join(lines))
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -223,7 +223,7 @@ def load_one(x, at, cap, like):
 @overload(load_one)
 def _load_one(x, at, cap, like):
     if like == types.none:
-        return lambda x, at, cap, like: x[at]
+        return lambda x, at, cap, like: widen(x[at])
     compute = like.dtype
 
     def staged(x, at, cap, like):

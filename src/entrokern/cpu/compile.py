@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import os
 import pickle
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import numba
 from numba.core import caching, compiler
+from numba.core.codegen import JITCodeLibrary
 from numba.extending import register_jitable
 
 from .. import _formulas
@@ -25,18 +27,56 @@ SUMS = {"contract", "reassoc", "nsz"}
 
 # `_nrt` off: kernels allocate nothing, so views need no reference counts (atomic, and dear in short rows).
 njit: Any = numba.njit
-# Inlined always: left to itself LLVM calls the larger helpers, which more than doubles the cost of a short row.
-inline = njit(fastmath=EXACT, error_model="numpy", nogil=True, forceinline=True, _nrt=False)
-inline_sums = njit(fastmath=SUMS, error_model="numpy", nogil=True, forceinline=True, _nrt=False)
+
+
+class InlineLibrary(JITCodeLibrary):
+    """Code that is only ever linked into a kernel: it is optimised there, with the kernel, and never run."""
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+
+class InlineCompiler(compiler.Compiler):
+    """Compiles a helper for kernels. As a function of its own it would be optimised and turned into machine
+    code at every level of inlining, which is half of the time of a first call."""
+
+    def __init__(
+        self, typingctx: Any, targetctx: Any, library: Any, args: Any, return_type: Any, flags: Any, locals: Any
+    ) -> None:
+        flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+        library = InlineLibrary(targetctx.codegen(), f"inline-{next(_numbers)}")
+        super().__init__(typingctx, targetctx, library, args, return_type, flags, locals)
+
+    def compile_extra(self, func: Any) -> Any:
+        # Numba knows a function by what Python would call, though nobody does: any built-in of its own will do.
+        result = super().compile_extra(func)._replace(entry_point=[].append)
+        self.state.targetctx.insert_user_function(result.entry_point, result.fndesc, [result.library])
+        return result
+
+
+_numbers = itertools.count()
 
 
 def inline_with(*flags: str) -> Any:
-    return njit(fastmath=set(flags), error_model="numpy", nogil=True, _nrt=False)
+    """A helper of kernels. It is inlined always: left to itself LLVM calls the larger ones, which more than
+    doubles the cost of a short row."""
+    return njit(
+        fastmath=set(flags), error_model="numpy", nogil=True, forceinline=True, _nrt=False,
+        pipeline_class=InlineCompiler,
+    )  # fmt: skip
+
+
+inline = inline_with(*EXACT)
+inline_sums = inline_with(*SUMS)
 
 
 # The plain scalar formulas become callable from compiled code, also by one another.
 for _, _formula in inspect.getmembers(_formulas, inspect.isfunction):
-    register_jitable(fastmath=EXACT, error_model="numpy")(_formula)
+    register_jitable(fastmath=EXACT, error_model="numpy", pipeline_class=InlineCompiler)(_formula)
 
 KERNELS: dict[str, Any] = {}
 

@@ -22,8 +22,10 @@ from .blocks import (
     view,
 )
 from .compile import inline, inline_sums, kernel
+from .finish import scan
 from .math import LOG2E, exp, log, log1p
-from .rows import first_bad_label, scan
+from .memory import vector
+from .rows import first_bad_label
 from .statistics import block_max, class_of, first_position, row_record
 
 LOGITS, LOG_PROBS, PROBS = range(3)
@@ -43,7 +45,7 @@ def normaliser(x, start, stride, k, form, scale, cap, stage):
         return 0.0, 0.0, 0.0
     n = min(BLOCK, k)
     load(x, start, stride, n, cap, stage, 0)
-    ahead = block_max(slot_of(stage, 0, n), -np.inf)
+    ahead = block_max(slot_of(stage, 0, n), vector(1.0))
     m, S, _, _, _, _, _ = row_record(x, start, stride, k, start, ahead, 0, scale, cap, stage, False, np.inf)
     return (m, log1p(S), S) if -np.inf < m < np.inf else (m, np.nan, np.nan)
 
@@ -212,7 +214,7 @@ def cross_entropy_rows(
                     loss, loss_lost = accumulate(loss, loss_lost, terms)
                     A, A_lost = accumulate(A, A_lost, part)
                     if argmax < 0 and form == LOGITS:
-                        position = first_position(slot_of(stage, LOADED, size), m)
+                        position = first_position(slot_of(stage, LOADED, size), m, vector(1.0))
                         argmax = b + position if position < size else -1
                 elif out is not None:
                     gradient = slot_of(stage, OUT_P, size)

@@ -1,123 +1,173 @@
-"""From records to results: one place for the corner cases of rows and lanes.
+"""From records to results: one place for the weights, the options and the corner cases of rows and lanes.
 
-A kernel puts the record of each row into the results array (flat, `n` numbers for each kind), and then
-finishes a group of rows at once: the logarithms of the group are vector code, which for one row at a
-time would cost as much as a short row itself.
+A kernel puts the records of a group of rows into a small buffer and finishes the group at once, one row
+per lane: a logarithm for one row at a time would cost as much as a short row itself.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .. import _formulas
-from .blocks import view
+from .blocks import load_one, row_start
 from .compile import inline
-from .math import log1p
+from .math import cast, log1p_positive
+from .memory import first_mask, load, store_next, vector, width
+from .simd import any_lane, lanes_sum, magnitude, where
 from .statistics import class_of
 
-# What stands in the results array in the end …
-LOSS, LSE, LOG_PROB, ENTROPY, ARGMAX, RANK, MAX_PROB, GAPS = range(8)
-ROW_RESULTS = ("loss", "lse", "log_prob", "entropy", "argmax", "rank", "max_prob", "gaps")
-# … and, before a row is finished, in the same places.
-SUM, MAX, Y_LOGIT, SPREAD, ABOVE, LOG_Z = LOSS, LSE, LOG_PROB, ENTROPY, RANK, MAX_PROB
-
 GROUP = 64  # rows finished at once
+# Fields of a record, `GROUP` numbers of the compute type each.
+S, MAX, SPREAD, Y_LOGIT, GAPS, WEIGHT, CLASS_WEIGHT, FIELDS = range(8)
+
+# What can be asked of a row: one of them goes into an array of the result's type, all into `details`.
+ROW_RESULTS = ("loss", "lse", "log_prob", "entropy", "argmax", "rank", "max_prob")
+LOSS, LSE, LOG_PROB, ENTROPY, ARGMAX, RANK, MAX_PROB = range(7)
 
 # Scalar options, in one float64 array.
-INV_TEMPERATURE, UNIT, SMOOTHING, Z_LOSS, CAP, MAP_SCALE, W_MEAN = range(7)
+INV_TEMPERATURE, UNIT, SMOOTHING, Z_LOSS, CAP, MAP_SCALE, W_MEAN, STREAMING = range(8)
 
 LN2 = 0.6931471805599453
 
 
 @inline
-def put_record(results, n, i, m, S, spread, argmax, above, y_logit, gaps):
-    """Keep the record of row `i` until it is finished; `gaps` is the mean over c of ``w_c·(m - x_c)``."""
-    results[SUM * n + i] = S
-    results[MAX * n + i] = m
-    results[SPREAD * n + i] = spread
-    results[ARGMAX * n + i] = argmax
-    results[ABOVE * n + i] = above
-    results[Y_LOGIT * n + i] = y_logit
-    results[GAPS * n + i] = gaps
+def put_weights(records, low, count, labels, ignore, weights, class_weight):
+    """Each row's sample weight (0 for an ignored one) and its label's class weight."""
+    for r in range(count):
+        label = class_of(labels[low + r], ignore) if labels.size else -1
+        weight = weights[low + r] if weights.size else 1.0
+        records[WEIGHT * GROUP + r] = 0.0 if label == -2 else weight
+        records[CLASS_WEIGHT * GROUP + r] = class_weight[label] if class_weight.size and label >= 0 else 1.0
 
 
 @inline
-def finish_rows(results, n, low, high, labels, ignore, weights, class_weight, options, details):
-    """Turn the records of rows ``low … high - 1`` into their results."""
-    sums, logs = view(results, SUM * n + low, high - low), view(results, LOG_Z * n + low, high - low)
-    for j in range(high - low):
-        logs[j] = log1p(sums[j])
-    for i in range(low, high):
-        m = results[MAX * n + i]
-        if m == np.inf or m == -np.inf:
-            results[MAX_PROB * n + i] = np.nan  # the rest was said by `put_infinite`
-        else:
-            label = class_of(labels[i], ignore) if labels.size else -1
-            weight = weights[i] if weights.size else 1.0
-            w_y = class_weight[label] if class_weight.size and label >= 0 else 1.0
-            _finish_row(results, n, i, label, weight, w_y, options, details)
+def has_weights(ignore, weights, class_weight):
+    return weights.size + ignore.size + class_weight.size > 0
 
 
 @inline
-def _finish_row(results, n, i, label, weight, w_y, options, details):
-    """The results of one row whose largest logit is finite (or that holds a NaN).
+def label_loss(L, gap, gaps, w_y, options, scale):
+    """``(1-ε)·w_y·(lse - z_y) + ε·mean w·(lse - z)``, where ``lse - z = L + (m - z)`` is never a difference.
 
-    `label` is -1 for no label at all and -2 for an ignored one; `weight` is the sample weight. Without
-    `details` only the loss and lse are written.
+    A weight of 0 leaves its term out, infinite or not.
     """
-    S, m, L = results[SUM * n + i], results[MAX * n + i], results[LOG_Z * n + i]
-    spread, y_logit = results[SPREAD * n + i], results[Y_LOGIT * n + i]
-    inv_T = options[INV_TEMPERATURE]
-    nan_row = (S != S) | (m != m)
-    lse = m * inv_T + L
-    results[LSE * n + i] = lse
-    gap = (m - y_logit) * inv_T
-    if label != -1:
-        gaps = results[GAPS * n + i] * inv_T
-        results[LOSS * n + i] = _row_loss(L, gap, lse, weight, w_y, gaps, label, options, nan_row)
-    if not details:
-        return
-    Z = 1.0 + S
-    # Σ p·(m - z), from Σ e^(z-m)·log2 e^(z-m), to which the largest logit itself adds 0.
-    entropy = options[UNIT] * _formulas.entropy_from_logits(L, -LN2 * spread / Z)
-    results[ENTROPY * n + i] = entropy
-    results[MAX_PROB * n + i] = 1.0 / Z
-    if nan_row:
-        results[ARGMAX * n + i] = -1.0
-    if label == -1:
-        # Without labels the row's loss is its entropy.
-        results[LOSS * n + i] = weight * entropy if weight != 0.0 else 0.0
-        return
-    results[LOG_PROB * n + i] = np.nan if label == -2 else -(L + gap)
-    if nan_row or label == -2:
-        results[RANK * n + i] = -1.0
-
-
-@inline
-def _row_loss(L, gap, lse, weight, w_y, gaps, label, options, nan_row):
-    if label == -2 or weight == 0.0:
-        return 0.0
-    if nan_row:
-        return np.nan
     eps = options[SMOOTHING]
-    loss = _formulas.label_loss((1.0 - eps) * w_y, eps, L, gap, options[W_MEAN], gaps)
-    loss *= options[UNIT]
-    if options[Z_LOSS] != 0.0:
-        loss += options[Z_LOSS] * lse * lse
-    return weight * loss
+    loss = L * cast(0.0, scale)
+    if eps < 1.0:
+        loss += where(w_y == 0.0, cast(0.0, scale), w_y * (L + gap)) * cast(1.0 - eps, scale)
+    if eps > 0.0:
+        loss += (L * cast(options[W_MEAN], scale) + gaps) * cast(eps, scale)
+    return loss
 
 
 @inline
-def put_infinite(results, n, i, m, first, above, y_logit, label, weight, smoothed_at_inf):
-    """The results of a row whose largest logit is -inf (no class is possible) or +inf (one takes all)."""
-    counted = label != -2
+def finish_group(
+    records, x, geometry, first, low, count, k, labels, ignore, weights, class_weight, options, scale, stage,
+    wanted, result, details, n, summed,
+):  # fmt: skip
+    """Turn the records of rows ``low … low + count - 1`` into results; returns the sum of the losses, if `summed`.
+
+    `result` (of n rows, or empty) receives the result number `wanted`, `details` (7·n, or empty) all of
+    them but argmax and rank, which the kernel has put there.
+    """
+    weighed = has_weights(ignore, weights, class_weight)
+    if weighed:
+        put_weights(records, low, count, labels, ignore, weights, class_weight)
+    v = vector(scale)
+    zero, one = vector(cast(0.0, scale)), vector(cast(1.0, scale))
+    inv_T, unit = cast(options[INV_TEMPERATURE], scale), cast(options[UNIT], scale)
+    total = 0.0
+    for r in range(0, count, width(v)):
+        left = count - r
+        sums, m = load(records, S * GROUP + r, v), load(records, MAX * GROUP + r, v)
+        L, Z = log1p_positive(sums), sums + one
+        lse = m * inv_T + L
+        weight, w_y = one, one
+        if weighed:
+            weight, w_y = load(records, WEIGHT * GROUP + r, v), load(records, CLASS_WEIGHT * GROUP + r, v)
+        gap, entropy = zero, zero
+        if details.size or labels.size == 0:
+            # Σ p·(m - z), from Σ e^(z-m)·log2 e^(z-m), to which the largest logit itself adds 0.
+            entropy = (L - load(records, SPREAD * GROUP + r, v) / Z * cast(LN2, scale)) * unit
+        if labels.size:
+            gap = (m - load(records, Y_LOGIT * GROUP + r, v)) * inv_T
+            gaps = load(records, GAPS * GROUP + r, v) * inv_T
+            loss = label_loss(L, gap, gaps, w_y, options, scale) * unit
+            if options[Z_LOSS] != 0.0:
+                loss += lse * lse * cast(options[Z_LOSS], scale)
+        else:
+            loss = entropy
+        loss = where(weight == 0.0, zero, weight * loss)
+        undefined = first_mask(left, v) & ((sums != sums) | ~(magnitude(m) < np.inf))
+        if result.size:
+            store_next(result, low + r, left, loss if wanted == LOSS else lse)
+        if details.size:
+            store_next(details, LOSS * n + low + r, left, loss)
+            store_next(details, LSE * n + low + r, left, lse)
+            store_next(details, LOG_PROB * n + low + r, left, -(L + gap))
+            store_next(details, ENTROPY * n + low + r, left, entropy)
+            store_next(details, MAX_PROB * n + low + r, left, one / Z)
+        if summed:
+            total += lanes_sum(where(first_mask(left, v) & ~undefined, loss, zero))
+        if any_lane(undefined):
+            for i in range(low + r, low + min(r + width(v), count)):
+                at = i - low
+                m_i, S_i = records[MAX * GROUP + at], records[S * GROUP + at]
+                if not (-np.inf < m_i < np.inf) or S_i != S_i:
+                    total += finish_undefined(
+                        x, geometry, first, i, k, labels, ignore, weights, class_weight, options, stage,
+                        wanted, result, details, n,
+                    )  # fmt: skip
+    if details.size and ignore.size:
+        for i in range(low, low + count):
+            if labels[i] == ignore[0]:
+                details[LOG_PROB * n + i] = np.nan
+                details[RANK * n + i] = -1.0
+    return total
+
+
+@inline
+def put(code, value, i, wanted, result, details, n):
+    if result.size and code == wanted:
+        result[i] = value
+    if details.size:
+        details[code * n + i] = value
+
+
+@inline
+def finish_undefined(
+    x, geometry, first, i, k, labels, ignore, weights, class_weight, options, stage, wanted, result, details, n
+):  # fmt: skip
+    """The results of a row that holds a NaN, or whose largest logit is infinite; returns its loss."""
+    label = class_of(labels[i], ignore) if labels.size else -1
+    weight = 0.0 if label == -2 else (weights[i] if weights.size else 1.0)
+    start, stride, cap = row_start(geometry, first + i), geometry[0], options[CAP]
+    y_logit = np.float64(load_one(x, start + label * stride, cap, stage)) if label >= 0 else np.inf
+    has_nan, m, at, above, weighs = scan(x, start, stride, k, y_logit, class_weight, cap, stage)
     # inf - inf is undefined: the label's own logit is the infinite one (or there is no label).
-    undefined = m == -np.inf or y_logit == np.inf
-    surprise = np.nan if undefined else np.inf
-    loss = np.nan if smoothed_at_inf else surprise
-    results[LSE * n + i] = m
-    results[ENTROPY * n + i] = np.nan
-    results[ARGMAX * n + i] = first
-    results[LOG_PROB * n + i] = -surprise if counted else np.nan
-    results[RANK * n + i] = above if counted else -1.0
-    results[LOSS * n + i] = weight * loss if counted and weight != 0.0 else 0.0
+    surprise = np.nan if has_nan or m == -np.inf or y_logit == np.inf else np.inf
+    loss = np.nan if weighs and options[SMOOTHING] > 0.0 else surprise
+    loss = weight * loss if weight != 0.0 else 0.0
+    put(LOSS, loss, i, wanted, result, details, n)
+    put(LSE, np.nan if has_nan else m, i, wanted, result, details, n)
+    if details.size:
+        details[LOG_PROB * n + i] = -surprise
+        details[ENTROPY * n + i] = np.nan
+        details[MAX_PROB * n + i] = np.nan
+        details[ARGMAX * n + i] = -1.0 if has_nan else at
+        details[RANK * n + i] = -1.0 if has_nan else above
+    return loss
+
+
+@inline
+def scan(x, start, stride, k, y_logit, class_weight, cap, stage):
+    """The slow look at a row without a finite maximum: where the infinity is, and what is around it."""
+    has_nan, first, above, weighs = False, 0, 0, False
+    top = -np.inf
+    for c in range(k):
+        v = np.float64(load_one(x, start + c * stride, cap, stage))
+        has_nan |= v != v
+        if v > top:
+            top, first = v, c
+        above += 1 if v > y_logit else 0
+        weighs |= v == np.inf and (class_weight.size == 0 or class_weight[c] > 0.0)
+    return has_nan, top, first, above, weighs

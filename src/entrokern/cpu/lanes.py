@@ -1,236 +1,362 @@
-"""Kernel family *lanes*: vector code across rows, one row per lane, for few classes or a strided class axis.
+"""Kernel family *lanes*: one row per lane, for few classes or a strided class axis.
 
-A tile holds `LANES` rows, class by class: ``tile[c·LANES + r]`` is class c of row r. Every loop over the
-lanes has the same length; a last group that is not full repeats its last row, so that a row's result does
-not depend on its neighbours.
+A tile holds two vectors of rows, class by class, in L1: ``tile[c·ROWS + r]`` is class c of row r. A last
+tile that is not full repeats its last row, so that a row's result does not depend on its neighbours.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
 from .blocks import AXES, CLASS_STRIDE, SIZES, load_one, narrow, row_start, view, widen
 from .compile import inline, kernel
-from .finish import INV_TEMPERATURE, MAP_SCALE, SMOOTHING, UNIT, finish_rows, put_infinite, put_record
+from .finish import (
+    ARGMAX,
+    CLASS_WEIGHT,
+    GAPS,
+    GROUP,
+    INV_TEMPERATURE,
+    MAP_SCALE,
+    MAX,
+    RANK,
+    SMOOTHING,
+    SPREAD,
+    STREAMING,
+    UNIT,
+    WEIGHT,
+    Y_LOGIT,
+    S,
+    finish_group,
+    has_weights,
+)
 from .maps import GRAD, LOG_SOFTMAX
-from .math import LOG2E, cast, exp2, floored, log1p
-from .rows import first_bad_label, scan
-from .statistics import class_of
+from .math import cast, clipped, exp2_below, log1p_positive, lowered, raised_exp2
+from .memory import (
+    copy_out,
+    fence,
+    first_mask,
+    load,
+    load_columns,
+    load_next,
+    prefetch,
+    prefetch_to_write,
+    store,
+    store_columns,
+    store_next,
+    vector,
+    width,
+)
+from .rows import first_bad_label
+from .simd import BYTES, any_lane, larger, like_vector, magnitude, where
+from .statistics import others
 
-LANES = 64
-GROUP = 8  # classes summed in the compute type before their sum goes to float64
+CHECKED = 4096  # labels checked at once, still in cache when they are used
+EARLY = 8  # classes
+PARTIAL = 16  # classes summed before their sum is added to the others': half the rounding
 
-# Vectors of one number per lane, in the compute type …
-MAX, ARGMAX, PART, SPREAD, ABOVE, Y, FACTOR, VECTORS = range(8)
-# … and those in float64.
-S, LOG_Z, GAPS, WIDE = range(4)
+
+def tile_size(k: int, dtype: np.dtype[Any]) -> int:
+    """Elements of a tile: room for whole squares of classes."""
+    lanes = BYTES // dtype.itemsize
+    return -(-k // lanes) * lanes * 2 * lanes
+
+
+# --- rows into a tile and back --------------------------------------------------------------------
 
 
 @inline
-def adjacent(geometry, row, count):
-    """Whether a full tile of rows from `row` on lies side by side in memory."""
+def row_step(geometry, row, count):
+    """How far apart rows ``row … row + count - 1`` lie, if all of them alike; else 0."""
     axes = geometry[AXES]
+    if axes == 1:
+        return geometry[SIZES + 1]
     last = geometry[SIZES + axes - 1]
-    return count == LANES and geometry[SIZES + 2 * axes - 1] == 1 and row % last + LANES <= last
+    return geometry[SIZES + 2 * axes - 1] if row % last + count <= last else 0
 
 
 @inline
-def fill_tile(x, geometry, row, count, k, tile):
-    """Copy `count` rows from `row` on, widened, and repeat the last one up to `LANES`."""
-    stride = geometry[CLASS_STRIDE]
-    start = row_start(geometry, row)
-    if adjacent(geometry, row, count):
+def fill_tile(x, geometry, row, start, step, count, k, tile, like):
+    """Bring `count` rows from `row` on into the tile, widened, and repeat the last one to fill it."""
+    w, stride = width(like), geometry[CLASS_STRIDE]
+    if step == 1 and count == 2 * w:
         for c in range(k):
-            source, target = view(x, start + c * stride, LANES), view(tile, c * LANES, LANES)
-            for r in range(LANES):
-                target[r] = widen(source[r])
-        return
-    for r in range(count):
-        start = row_start(geometry, row + r)
-        for c in range(k):
-            tile[c * LANES + r] = widen(x[start + c * stride])
-    for r in range(count, LANES):
-        for c in range(k):
-            tile[c * LANES + r] = tile[c * LANES + count - 1]
+            store(tile, c * 2 * w, load(x, start + c * stride, like))
+            store(tile, c * 2 * w + w, load(x, start + c * stride + w, like))
+    elif stride == 1 and step != 0:
+        for g in range(0, 2 * w, w):
+            begin, rows = start + min(g, count - 1) * step, max(1, count - g)
+            for c in range(0, k, w):
+                load_columns(x, begin + c, step, rows, k - c, tile, c * 2 * w + g, 2 * w, like)
+    else:
+        for r in range(2 * w):
+            start = row_start(geometry, row + min(r, count - 1))
+            for c in range(k):
+                tile[c * 2 * w + r] = widen(x[start + c * stride])
 
 
 @inline
-def store_tile(tile, out, geometry, row, count, k):
-    stride = geometry[CLASS_STRIDE]
-    start = row_start(geometry, row)
-    if adjacent(geometry, row, count):
-        for c in range(k):
-            source, target = view(tile, c * LANES, LANES), view(out, start + c * stride, LANES)
-            for r in range(LANES):
-                target[r] = narrow(source[r], out)
-        return
-    for r in range(count):
-        start = row_start(geometry, row + r)
-        for c in range(k):
-            out[start + c * stride] = narrow(tile[c * LANES + r], out)
+def look_ahead(x, stride, start, step, c, k, tile, like, filling):
+    """Do the c-th part of what the next tiles will need, while this one is computed.
+
+    Of rows side by side, the next tile's class c is brought in (`filling`), asked for only `EARLY` classes
+    before: lines a power of two apart would drive each other out of the cache if asked for sooner. Else
+    lines of the tile after the next are asked for.
+    """
+    w = width(like)
+    if filling:
+        early = start + 2 * w + (c + EARLY) * stride if c + EARLY < k else start + 4 * w + (c + EARLY - k) * stride
+        prefetch(x, early)
+        prefetch(x, early + w)
+        store(tile, c * 2 * w, load(x, start + 2 * w + c * stride, like))
+        store(tile, c * 2 * w + w, load(x, start + 3 * w + c * stride, like))
+    else:
+        ahead = start + 4 * w * step + c * (2 * w if stride == 1 else stride)
+        prefetch(x, ahead)
+        prefetch(x, ahead + w)
 
 
 @inline
-def tile_max(tile, vectors, k):
-    """Each lane's largest logit and its first position."""
-    m, at = view(vectors, MAX * LANES, LANES), view(vectors, ARGMAX * LANES, LANES)
-    first = view(tile, 0, LANES)
-    for r in range(LANES):
-        m[r] = first[r]
-        at[r] = 0
+def store_tile(tile, out, geometry, row, count, k, like, streaming, work):
+    w, stride = width(like), geometry[CLASS_STRIDE]
+    start, step = row_start(geometry, row), row_step(geometry, row, count)
+    if stride == 1 and step == k:
+        # Rows without a gap are one line: put together in L1, then written in whole vectors.
+        for g in range(0, min(count, 2 * w), w):
+            for c in range(0, k, w):
+                store_columns(tile, c * 2 * w + g, 2 * w, work, g * k + c, k, count - g, k - c, like)
+        prefetch_to_write(out, start + 3 * 2 * w * k)  # the line that two tiles share, not written whole
+        copy_out(work, count * k, out, start, like, streaming)
+    elif step == 1:
+        for c in range(k):
+            store_next(out, start + c * stride, count, load(tile, c * 2 * w, like))
+            store_next(out, start + c * stride + w, count - w, load(tile, c * 2 * w + w, like))
+    elif stride == 1 and step != 0:
+        for g in range(0, min(count, 2 * w), w):
+            for c in range(0, k, w):
+                store_columns(tile, c * 2 * w + g, 2 * w, out, start + g * step + c, step, count - g, k - c, like)
+    else:
+        for r in range(count):
+            start = row_start(geometry, row + r)
+            for c in range(k):
+                out[start + c * stride] = narrow(tile[c * 2 * w + r], out)
+
+
+# --- the record of every row ----------------------------------------------------------------------
+
+
+@inline
+def tile_max(tile, k, like):
+    """Each row's largest logit."""
+    w = width(like)
+    a, b = load(tile, 0, like), load(tile, w, like)
     for c in range(1, k):
-        row, position = view(tile, c * LANES, LANES), cast(c, tile[0])
-        for r in range(LANES):
-            larger = row[r] > m[r]
-            m[r] = row[r] if larger else m[r]
-            at[r] = position if larger else at[r]
+        a, b = larger(load(tile, c * 2 * w, like), a), larger(load(tile, c * 2 * w + w, like), b)
+    return a, b
 
 
 @inline
-def tile_sums(tile, vectors, wide, k, scale, more):
-    """Each lane's ``S``, the largest logit left out; with `more` also `spread` and `above`."""
-    m, at = view(vectors, MAX * LANES, LANES), view(vectors, ARGMAX * LANES, LANES)
-    part, total = view(vectors, PART * LANES, LANES), view(wide, S * LANES, LANES)
-    spread, above = view(vectors, SPREAD * LANES, LANES), view(vectors, ABOVE * LANES, LANES)
-    y, zero = view(vectors, Y * LANES, LANES), cast(0.0, scale)
-    for r in range(LANES):
-        total[r] = 0.0
-        spread[r] = zero
-        above[r] = zero
-    for low in range(0, k, GROUP):
-        for r in range(LANES):
-            part[r] = zero
-        for c in range(low, min(k, low + GROUP)):
-            row, position = view(tile, c * LANES, LANES), cast(c, scale)
-            for r in range(LANES):
-                e = exp2(floored((row[r] - m[r]) * scale))
-                part[r] += zero if at[r] == position else e
-            if more:
-                for r in range(LANES):
-                    t = floored((row[r] - m[r]) * scale)
-                    spread[r] += exp2(t) * t
-                    above[r] += cast(1.0, scale) if row[r] > y[r] else zero
-        for r in range(LANES):
-            total[r] += np.float64(part[r])
+def tile_sums(tile, k, scale, m_a, m_b, y_a, y_b, x, stride, start, step, other, filling):
+    """Each row's ``S``, the largest logit left out, and its label's logit."""
+    w = width(m_a)
+    zero = like_vector(0.0, m_a)
+    S_a, S_b, ties_a, ties_b, logit_a, logit_b = zero, zero, zero, zero, zero, zero
+    for low in range(0, k, PARTIAL):
+        sum_a, sum_b = zero, zero
+        for c in range(low, min(k, low + PARTIAL)):
+            look_ahead(x, stride, start, step, c, k, other, m_a, filling)
+            a, b = load(tile, c * 2 * w, m_a), load(tile, c * 2 * w + w, m_a)
+            sum_a, ties_a = others(a, m_a, raised_exp2((a - m_a) * scale), sum_a, ties_a)
+            sum_b, ties_b = others(b, m_b, raised_exp2((b - m_b) * scale), sum_b, ties_b)
+            this = like_vector(c, m_a)
+            logit_a, logit_b = where(y_a == this, a, logit_a), where(y_b == this, b, logit_b)
+        S_a, S_b = S_a + sum_a, S_b + sum_b
+    # The tie that is no tie, the largest logit itself, is taken off before it can swallow a small sum.
+    return lowered(S_a) + (ties_a - 1.0), lowered(S_b) + (ties_b - 1.0), logit_a, logit_b
 
 
 @inline
-def tile_gaps(tile, vectors, wide, k, class_weight):
-    """Each lane's mean over the classes of ``w·(m - x)``, what label smoothing adds."""
-    m, gaps = view(vectors, MAX * LANES, LANES), view(wide, GAPS * LANES, LANES)
-    for r in range(LANES):
-        gaps[r] = 0.0
+def tile_statistics(tile, k, scale, m_a, m_b, x, stride, start, step, other, filling):
+    """Each row's ``S`` and ``Σ e^(z-m)·log2 e^(z-m)``."""
+    w = width(m_a)
+    zero = like_vector(0.0, m_a)
+    S_a, S_b, ties_a, ties_b, spread_a, spread_b = zero, zero, zero, zero, zero, zero
+    for low in range(0, k, PARTIAL):
+        sum_a, sum_b, part_a, part_b = zero, zero, zero, zero
+        for c in range(low, min(k, low + PARTIAL)):
+            look_ahead(x, stride, start, step, c, k, other, m_a, filling)
+            a, b = load(tile, c * 2 * w, m_a), load(tile, c * 2 * w + w, m_a)
+            t_a, t_b = clipped((a - m_a) * scale), clipped((b - m_b) * scale)
+            e_a, e_b = raised_exp2(t_a), raised_exp2(t_b)
+            sum_a, ties_a = others(a, m_a, e_a, sum_a, ties_a)
+            sum_b, ties_b = others(b, m_b, e_b, sum_b, ties_b)
+            part_a, part_b = part_a + e_a * t_a, part_b + e_b * t_b
+        S_a, S_b, spread_a, spread_b = S_a + sum_a, S_b + sum_b, spread_a + part_a, spread_b + part_b
+    return lowered(S_a) + (ties_a - 1.0), lowered(S_b) + (ties_b - 1.0), lowered(spread_a), lowered(spread_b)
+
+
+@inline
+def tile_ranks(tile, at, k, m, y):
+    """Of one vector of rows: the label's logit, the first largest logit, how many are above the label's."""
+    step = 2 * width(m)
+    zero = like_vector(0.0, m)
+    y_logit, argmax, above = zero, zero, zero
+    for c in range(k - 1, -1, -1):
+        x, this = load(tile, c * step + at, m), like_vector(c, m)
+        y_logit, argmax = where(y == this, x, y_logit), where(x == m, this, argmax)
     for c in range(k):
-        row, w = view(tile, c * LANES, LANES), (class_weight[c] if class_weight.size else 1.0) / k
-        for r in range(LANES):
-            gap = np.float64(m[r]) - np.float64(row[r])
-            gaps[r] += w * gap if (w != 0.0) | (gap != gap) else 0.0
+        above = where(load(tile, c * step + at, m) > y_logit, above + 1.0, above)
+    return y_logit, argmax, above
 
 
 @inline
-def tile_map(kind, tile, vectors, k, scale):
-    """Replace the tile's logits by ``factor·e^(z-m)`` or by ``(z - m) - log Z``."""
-    m, factor = view(vectors, MAX * LANES, LANES), view(vectors, FACTOR * LANES, LANES)
+def tile_gaps(tile, at, k, m, class_weight):
+    """Of one vector of rows: the mean over the classes of ``w·(m - x)``, what label smoothing adds."""
+    gaps = like_vector(0.0, m)
     for c in range(k):
-        row = view(tile, c * LANES, LANES)
+        w = (class_weight[c] if class_weight.size else 1.0) / k
+        gap = m - load(tile, c * 2 * width(m) + at, m)
+        gaps += where(gap == gap, like_vector(0.0, m), gap) if w == 0.0 else gap * like_vector(w, m)
+    return gaps
+
+
+# --- maps -----------------------------------------------------------------------------------------
+
+
+@inline
+def tile_log_softmax(tile, at, k, inv_T, m, sums):
+    """Replace the logits of one vector of rows by ``(z - m) - log Z``."""
+    step, L = 2 * width(m), log1p_positive(sums)
+    for c in range(k):
+        store(tile, c * step + at, (load(tile, c * step + at, m) - m) * inv_T - L)
+
+
+@inline
+def tile_softmax(tile, at, k, scale, m, sums, factor, y, own):
+    """Replace the logits of one vector of rows by ``factor·softmax``, that of class `y` by `own`."""
+    step, factor = 2 * width(m), factor / (sums + 1.0)
+    for c in range(k):
+        e = exp2_below((load(tile, c * step + at, m) - m) * scale)
+        store(tile, c * step + at, where(y == like_vector(c, m), own, e * factor))
+
+
+@inline
+def true_class_gradient(sums, m, y_logit, scale, factor):
+    """``-factor·(1 - p_y)``: the others' share, ``S/Z`` to its last digit where the label's logit is the largest."""
+    Z = sums + 1.0
+    others_than_y = Z - exp2_below((y_logit - m) * scale)
+    return -factor * where(y_logit == m, sums, others_than_y) / Z
+
+
+@inline
+def write_tile(
+    kind, tile, x, geometry, first, low, count, k, labels, ignore, weights, records, options, scale, weighed,
+    out, out_geometry, work,
+):  # fmt: skip
+    """Turn a tile of logits into the map `kind` and write it to `out`."""
+    v = vector(scale)
+    w = width(v)
+    scaled = options[MAP_SCALE] * options[UNIT] * options[INV_TEMPERATURE] if kind == GRAD else 1.0
+    for at in range(0, 2 * w, w):
+        m, sums = load(records, MAX * GROUP + at, v), load(records, S * GROUP + at, v)
+        factor, own, y = like_vector(scaled, v), like_vector(0.0, v), like_vector(-1.0, v)
+        if kind == GRAD:
+            if weighed:
+                factor *= load(records, WEIGHT * GROUP + at, v) * load(records, CLASS_WEIGHT * GROUP + at, v)
+            y = load_next(labels, low + at, count - at, y)
+            own = true_class_gradient(sums, m, load(records, Y_LOGIT * GROUP + at, v), scale, factor)
         if kind == LOG_SOFTMAX:
-            for r in range(LANES):
-                row[r] = (row[r] - m[r]) - factor[r]
+            tile_log_softmax(tile, at, k, cast(options[INV_TEMPERATURE], scale), m, sums)
         else:
-            for r in range(LANES):
-                row[r] = factor[r] * exp2(floored((row[r] - m[r]) * scale))
-
-
-@inline
-def true_class_gradient(S, same, y_gap, w_y, factor):
-    """``-w·(1 - p_y)``: the others' share, ``S/Z`` where the label's logit is the largest."""
-    Z = 1.0 + S
-    return -factor * w_y * (S / Z if same else (Z - exp2(floored(y_gap))) / Z)
+            tile_softmax(tile, at, k, scale, m, sums, factor, y, own)
+        undefined = first_mask(count - at, v) & ((sums != sums) | ~(magnitude(m) < np.inf))
+        if weighed:
+            undefined |= first_mask(count - at, v) & (load(records, WEIGHT * GROUP + at, v) == 0.0)
+        if any_lane(undefined):
+            for r in range(at, min(at + w, count)):
+                m_r, S_r = np.float64(records[MAX * GROUP + r]), np.float64(records[S * GROUP + r])
+                unweighed = weighed and records[WEIGHT * GROUP + r] == 0.0
+                if kind == GRAD and unweighed:
+                    for c in range(k):
+                        tile[c * 2 * w + r] = 0
+                elif S_r != S_r or not (-np.inf < m_r < np.inf):
+                    start = row_start(geometry, first + low + r)
+                    undefined_row(kind, x, start, geometry[CLASS_STRIDE], k, m_r, tile, r, 2 * w)
+    store_tile(tile, out, out_geometry, first + low, count, k, v, options[STREAMING] != 0.0, work)
 
 
 @kernel
 def softmax_lanes(
-    x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, tile, more, details, results,
-    kind, out, out_geometry, vectors, wide,
+    x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, tiles, records, wanted, result,
+    details, summed, more, kind, out, out_geometry, work,
 ):  # fmt: skip
     """The work of `rows.softmax_rows` for plain logits (no softcap), tile by tile."""
-    bad = first_bad_label(labels, k, ignore)
-    if bad >= 0:
-        return bad
-    inv_T = options[INV_TEMPERATURE]
-    stride = geometry[CLASS_STRIDE]
-    tops, argmaxes = view(vectors, MAX * LANES, LANES), view(vectors, ARGMAX * LANES, LANES)
-    spreads, aboves = view(vectors, SPREAD * LANES, LANES), view(vectors, ABOVE * LANES, LANES)
-    y_logits, factors = view(vectors, Y * LANES, LANES), view(vectors, FACTOR * LANES, LANES)
-    sums, logs = view(wide, S * LANES, LANES), view(wide, LOG_Z * LANES, LANES)
-    gaps = view(wide, GAPS * LANES, LANES)
-    for low in range(0, n, LANES):
-        count = min(LANES, n - low)
-        fill_tile(x, geometry, first + low, count, k, tile)
-        for r in range(count):
-            y_logits[r] = cast(np.inf, scale)
-            if labels.size:
-                label = class_of(labels[low + r], ignore)
-                y_logits[r] = tile[label * LANES + r] if label >= 0 else cast(np.inf, scale)
-        tile_max(tile, vectors, k)
-        tile_sums(tile, vectors, wide, k, scale, more)
+    v = vector(scale)
+    w = width(v)
+    none, total = like_vector(-1.0, v), 0.0
+    stride, half, filling = geometry[CLASS_STRIDE], tiles.size // 2, False
+    tile, other = view(tiles, 0, half), view(tiles, half, half)
+    for low in range(0, n, 2 * w):
+        count = min(2 * w, n - low)
+        if labels.size and low % CHECKED == 0:
+            bad = first_bad_label(view(labels, low, min(CHECKED, n - low)), k, ignore)
+            if bad >= 0:
+                return low + bad, 0.0
+        start, step = row_start(geometry, first + low), row_step(geometry, first + low, count)
+        tile, other = other, tile
+        if not filling:
+            fill_tile(x, geometry, first + low, start, step, count, k, tile, v)
+        filling = low + 4 * w <= n and step == 1 and row_step(geometry, first + low, 4 * w) == 1
+        y_a, y_b = none, none
+        if labels.size:
+            y_a, y_b = load_next(labels, low, count, none), load_next(labels, low + w, count - w, none)
+        m_a, m_b = tile_max(tile, k, v)
+        if more:
+            S_a, S_b, spread_a, spread_b = tile_statistics(
+                tile, k, scale, m_a, m_b, x, stride, start, step, other, filling
+            )
+            store(records, SPREAD * GROUP, spread_a)
+            store(records, SPREAD * GROUP + w, spread_b)
+        else:
+            S_a, S_b, logit_a, logit_b = tile_sums(
+                tile, k, scale, m_a, m_b, y_a, y_b, x, stride, start, step, other, filling
+            )
+            store(records, Y_LOGIT * GROUP, logit_a)
+            store(records, Y_LOGIT * GROUP + w, logit_b)
+        store(records, S * GROUP, S_a)
+        store(records, S * GROUP + w, S_b)
+        store(records, MAX * GROUP, m_a)
+        store(records, MAX * GROUP + w, m_b)
+        if more and (labels.size or details.size):
+            for at in range(0, 2 * w, w):
+                y = load_next(labels, low + at, count - at, none) if labels.size else none
+                y_logit, argmax, above = tile_ranks(tile, at, k, load(records, MAX * GROUP + at, v), y)
+                store(records, Y_LOGIT * GROUP + at, y_logit)
+                if details.size:
+                    store_next(details, ARGMAX * n + low + at, count - at, argmax)
+                    store_next(details, RANK * n + low + at, count - at, above)
         if options[SMOOTHING] > 0.0:
-            tile_gaps(tile, vectors, wide, k, class_weight)
-        for r in range(count):
-            i = low + r
-            label = class_of(labels[i], ignore) if labels.size else -1
-            m, y_logit = np.float64(tops[r]), np.float64(y_logits[r])
-            if m == -np.inf or m == np.inf:
-                start = row_start(geometry, first + i)
-                has_nan, m, at, above, weighs = scan(x, start, stride, k, y_logit, class_weight, 0.0, tile)
-                if has_nan:
-                    sums[r] = np.nan
-                    put_record(results, n, i, np.nan, np.nan, np.nan, 0, 0, y_logit, 0.0)
-                else:
-                    smoothed = weighs and options[SMOOTHING] > 0.0
-                    weight = weights[i] if weights.size else 1.0
-                    put_infinite(results, n, i, m, at, above, y_logit, label, weight, smoothed)
-            else:
-                gap = gaps[r] if options[SMOOTHING] > 0.0 else 0.0
-                put_record(
-                    results, n, i, m, sums[r], np.float64(spreads[r]), argmaxes[r], aboves[r], y_logit, gap
-                )  # fmt: skip
-        finish_rows(results, n, low, low + count, labels, ignore, weights, class_weight, options, details)
-        if kind == LOG_SOFTMAX and out is not None:
-            for r in range(LANES):
-                logs[r] = log1p(sums[r])
+            for at in range(0, 2 * w, w):
+                m = load(records, MAX * GROUP + at, v)
+                store(records, GAPS * GROUP + at, tile_gaps(tile, at, k, m, class_weight))
+        total += finish_group(
+            records, x, geometry, first, low, count, k, labels, ignore, weights, class_weight, options, scale,
+            tile, wanted, result, details, n, summed,
+        )  # fmt: skip
         if out is not None:
-            for r in range(count):
-                i = low + r
-                label = class_of(labels[i], ignore) if labels.size else -1
-                weight = weights[i] if weights.size else 1.0
-                w_y = class_weight[label] if class_weight.size and label >= 0 else 1.0
-                scaled = weight * options[MAP_SCALE] * options[UNIT] * inv_T * w_y / (1.0 + sums[r])
-                factors[r] = scaled if kind == GRAD else (logs[r] if kind == LOG_SOFTMAX else 1.0 / (1.0 + sums[r]))
-            tile_map(kind, tile, vectors, k, scale)
-            for r in range(count):
-                i = low + r
-                m, y_logit = np.float64(tops[r]), np.float64(y_logits[r])
-                label = class_of(labels[i], ignore) if labels.size else -1
-                weight = weights[i] if weights.size else 1.0
-                if sums[r] != sums[r] or m == -np.inf or m == np.inf or m != m:
-                    undefined_lane(kind, x, row_start(geometry, first + i), stride, k, m, tile, r)
-                if kind == GRAD:
-                    if label == -2 or weight == 0.0:
-                        for c in range(k):
-                            tile[c * LANES + r] = 0
-                    elif sums[r] == sums[r] and -np.inf < m < np.inf:
-                        w_y = class_weight[label] if class_weight.size else 1.0
-                        factor = weight * options[MAP_SCALE] * options[UNIT] * inv_T
-                        tile[label * LANES + r] = true_class_gradient(
-                            sums[r], y_logit == m, (y_logit - m) * inv_T * LOG2E, w_y, factor
-                        )
-            store_tile(tile, out, out_geometry, first + low, count, k)
-    return -1
+            weighed = has_weights(ignore, weights, class_weight)
+            write_tile(
+                kind, tile, x, geometry, first, low, count, k, labels, ignore, weights, records, options, scale,
+                weighed, out, out_geometry, work,
+            )  # fmt: skip
+    if out is not None and options[STREAMING] != 0.0:
+        fence()
+    return -1, total
 
 
 @inline
-def undefined_lane(kind, x, start, stride, k, m, tile, r):
+def undefined_row(kind, x, start, stride, k, m, tile, r, rows):
     """A map's row without a finite maximum: NaN, but for log-softmax ``x - inf``."""
     has_nan = m != m
     for c in range(k):
@@ -238,4 +364,4 @@ def undefined_lane(kind, x, start, stride, k, m, tile, r):
         has_nan |= v != v
     for c in range(k):
         v = np.float64(load_one(x, start + c * stride, 0.0, tile))
-        tile[c * LANES + r] = v - np.inf if kind == LOG_SOFTMAX and m == np.inf and not has_nan else np.nan
+        tile[c * rows + r] = v - np.inf if kind == LOG_SOFTMAX and m == np.inf and not has_nan else np.nan

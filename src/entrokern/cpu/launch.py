@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 
 from .. import _threads as threads
-from .._arrays import Array
+from .._arrays import Array, row_dtype
 from .._call import Call
 from .operands import Operand, column, converted, operand
 
 # The cut into chunks depends on the shape alone, so that no result depends on the number of threads.
 SMALLEST, LARGEST = 1 << 18, 1 << 21  # elements of a chunk: worth a thread's while; no more than a few MB
-CHUNK_ROWS = 1 << 15
+CHUNK_ROWS, CHUNK_RECORDS = 1 << 18, 1 << 15  # without and with several float64 results kept for each row
 
 
 def chunk_elements(total: int) -> int:
     return max(SMALLEST, min(LARGEST, total // 16))
 
 
-def chunk_rows(n: int, k: int) -> int:
-    return max(1, min(CHUNK_ROWS, chunk_elements(n * k) // k))
+def chunk_rows(n: int, k: int, most: int = CHUNK_RECORDS) -> int:
+    return max(1, min(most, chunk_elements(n * k) // k))
 
 
 class Source:
@@ -88,6 +88,46 @@ def by_rows(call: Call, names: tuple[str, ...], work: Callable[[int, int, Array]
 
     threads.run_chunks(len(sums), run_chunk)
     return math.fsum(sums)
+
+
+def by_records(
+    call: Call,
+    names: tuple[str, ...],
+    wanted: str,
+    work: Callable[[int, int, Array, Array], tuple[int, float]],
+) -> float:
+    """Run ``work(start, stop, result, details)`` over chunks of rows and deliver the results by name.
+
+    `work` writes the row result `wanted` into `result`, all others into ``details[i]`` (where any other
+    than `wanted` is asked for; both are empty where they are not), and returns the index of the first bad
+    target of its chunk or -1, and the sum of the chunk's losses.
+    """
+    n = call.n_rows
+    step = chunk_rows(n, call.k, CHUNK_RECORDS if set(call.rows) - {wanted} else CHUNK_ROWS)
+    out = call.rows.get(wanted)
+    kind = row_dtype(call.x.dtype)
+    direct = out is not None and out.flags.c_contiguous
+    line = out.reshape(-1) if direct and out is not None else np.empty(0, kind)
+    others = [(names.index(name), array) for name, array in call.rows.items() if name != wanted]
+    sums = [0.0] * -(-n // step)
+
+    def run_chunk(c: int) -> None:
+        start, stop = c * step, min(n, (c + 1) * step)
+        result = line[start:stop] if direct or out is None else np.empty(stop - start, kind)
+        details = np.empty((len(names), stop - start) if others else (0, 0))
+        bad, sums[c] = work(start, stop, result, details)
+        if bad >= 0:
+            raise IndexError(start + bad)
+        if out is not None and not direct:
+            out.flat[start:stop] = result
+        if others:
+            with np.errstate(all="ignore"):
+                for i, array in others:
+                    target = array.reshape(-1) if array.flags.c_contiguous else array.flat
+                    target[start:stop] = details[i]
+
+    threads.run_chunks(len(sums), run_chunk)
+    return math.fsum(sums) if len(sums) != 1 else sums[0]
 
 
 def by_elements(

@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from .. import _formulas
-from .blocks import BLOCK, block_of, load, store, store_constant, through_softcap, view
+from .blocks import BLOCK, block_of, narrow, store_constant, through_softcap, view, widen
+from .blocks import load as fetch
 from .compile import inline
-from .finish import CAP, INV_TEMPERATURE, LN2, MAP_SCALE, SMOOTHING, UNIT, W_MEAN, Z_LOSS
-from .math import cast, exp2, floored, log1p
+from .finish import CAP, INV_TEMPERATURE, LN2, MAP_SCALE, SMOOTHING, STREAMING, UNIT, W_MEAN, Z_LOSS
+from .math import cast, clipped, exp2, exp2_below, floored, log1p
+from .memory import copy_out, load_first, prefetch_to_write, store, vector, width
+from .simd import like_vector
+from .statistics import first_position
 
 GRAD, HESS, ENTROPY_GRAD, SOFTMAX, LOG_SOFTMAX = range(5)
 MAPS = {
@@ -20,61 +24,83 @@ MAPS = {
 }
 
 
+# Each sweep fills `work` from a block, whole vectors at a time (`work` has room for the last one).
+
+
+@inline
+def shifted_logits(block, i, m, scale):
+    """``(z - m)·log2 e`` of the logits from `i` on; nothing of ``e^(z-m)`` is left beyond the block's end."""
+    return (load_first(block, i, block.size - i, like_vector(-np.inf, m)) - m) * scale
+
+
 @inline
 def scaled_softmax(block, m, scale, factor, work):
     """``factor·e^(z-m)``."""
-    for i in range(block.size):
-        work[i] = factor * exp2(floored((block[i] - m) * scale))
+    for i in range(0, block.size, width(m)):
+        store(work, i, exp2_below(shifted_logits(block, i, m, scale)) * factor)
 
 
 @inline
 def scaled_variance(block, m, scale, factor, Z, work):
     """``factor·e·(Z - e)``: the Hessian's ``p·(1-p)`` up to a factor."""
-    for i in range(block.size):
-        e = exp2(floored((block[i] - m) * scale))
-        work[i] = factor * e * (Z - e)
+    for i in range(0, block.size, width(m)):
+        e = exp2_below(shifted_logits(block, i, m, scale))
+        store(work, i, e * (Z - e) * factor)
 
 
 @inline
 def scaled_entropy_gradient(block, m, scale, factor, mean, work):
     """``factor·e·(t - mean)`` with ``t = log2 e``: in ``log p + H`` the ``log Z`` has cancelled."""
-    for i in range(block.size):
-        t = floored((block[i] - m) * scale)
-        work[i] = factor * exp2(t) * (t - mean)
+    for i in range(0, block.size, width(m)):
+        t = clipped(shifted_logits(block, i, m, scale))
+        store(work, i, exp2_below(t) * (t - mean) * factor)
 
 
 @inline
 def shifted(block, m, inv_T, L, work):
     """``(z - m) - log Z``."""
-    for i in range(block.size):
-        work[i] = (block[i] - m) * inv_T - L
+    for i in range(0, block.size, width(m)):
+        store(work, i, shifted_logits(block, i, m, inv_T) - L)
 
 
 @inline
 def smoothed_gradient(block, m, scale, Z, A, soft, class_weight, z_slope, factor, work):
     """``factor·(A·p - b + z_slope·p)`` with ``b = soft·w``, for the classes that are not the label's."""
-    for i in range(block.size):
-        e = np.float64(exp2(floored((block[i] - m) * scale)))
-        p = e / Z
-        b = soft * class_weight[i] if class_weight.size else soft
-        work[i] = factor * (_formulas.softmax_gradient(A, b, p, (Z - e) / Z) + z_slope * p)
+    for i in range(0, block.size, width(m)):
+        e = exp2_below(shifted_logits(block, i, m, scale))
+        b = like_vector(soft, m)
+        if class_weight.size:
+            b = load_first(class_weight, i, block.size - i, b) * soft
+        gradient = _formulas.softmax_gradient(A, b, e / Z, (Z - e) / Z) + e / Z * z_slope
+        store(work, i, gradient * factor)
+
+
+@inline
+def write_block(work, n, out, at, stride, streaming):
+    """The first `n` elements of `work` to `out`, in its storage type."""
+    if stride == 1:
+        copy_out(work, n, out, at, vector(work[0]), streaming)
+    else:
+        for i in range(n):
+            out[at + i * stride] = narrow(work[i], out)
 
 
 @inline
 def write_map(
-    kind, x, start, stride, k, out, out_start, out_stride, m, S, spread, argmax,
+    kind, x, start, stride, k, out, out_start, out_stride, m, S, spread, max_block,
     label, y_logit, weight, w_y, class_weight, options, scale, stage, slot, work,
 ):  # fmt: skip
-    """Write one row of the map `kind`; its record is given by `m`, `S` and `spread`."""
+    """Write one row of the map `kind`; its record is given by `m`, `S` and `spread`, and the block that
+    begins at `max_block` holds the largest logit."""
     if kind <= ENTROPY_GRAD and (label == -2 or weight == 0.0):
         store_constant(0.0, k, out, out_start, out_stride)
         return
     undefined = S != S or m != m or m == -np.inf or m == np.inf
-    if undefined and not (kind == LOG_SOFTMAX and m == np.inf):
+    if undefined and not (kind == LOG_SOFTMAX and m == np.inf and not holds_nan(x, start, stride, k)):
         store_constant(np.nan, k, out, out_start, out_stride)
         return
     cap, inv_T = options[CAP], options[INV_TEMPERATURE]
-    m_ = cast(m, scale)
+    m_ = vector(cast(m, scale))
     Z = 1.0 + S
     factor = weight * options[MAP_SCALE] * inv_T
     unit, eps = options[UNIT], options[SMOOTHING]
@@ -83,19 +109,24 @@ def write_map(
     L = log1p(S) if kind == LOG_SOFTMAX or not plain else 0.0
     z_slope = 2.0 * options[Z_LOSS] * (m * inv_T + L) / unit
     factor *= unit
+    prefetch_to_write(out, out_start + 2 * k * out_stride)  # the line that two rows share, not written whole
     for b in range(0, k, BLOCK):
         n = min(BLOCK, k - b)
-        load(x, start + b * stride, stride, n, cap, stage, slot)
-        block, target = block_of(x, start + b * stride, n, stage, slot), view(work, 0, n)
+        fetch(x, start + b * stride, stride, n, cap, stage, slot)
+        block = block_of(x, start + b * stride, n, stage, slot)
         if kind == GRAD:
             if plain:
-                scaled_softmax(block, m_, scale, cast(factor * w_y / Z, scale), target)
+                scaled_softmax(block, m_, scale, cast(factor * w_y / Z, scale), work)
             else:
                 weights = view(class_weight, b, n if class_weight.size else 0)
-                smoothed_gradient(block, m_, scale, Z, A, eps / k, weights, z_slope, factor, target)
-                if b <= argmax < b + n:
-                    soft = eps / k * (class_weight[argmax] if class_weight.size else 1.0)
-                    target[argmax - b] = factor * (_formulas.softmax_gradient(A, soft, 1.0 / Z, S / Z) + z_slope / Z)
+                smoothed_gradient(
+                    block, m_, scale, cast(Z, scale), cast(A, scale), cast(eps / k, scale), weights,
+                    cast(z_slope, scale), cast(factor, scale), work,
+                )  # fmt: skip
+                if b == max_block:
+                    at = first_position(block, cast(m, scale), m_)
+                    soft = eps / k * (class_weight[b + at] if class_weight.size else 1.0)
+                    work[at] = factor * (_formulas.softmax_gradient(A, soft, 1.0 / Z, S / Z) + z_slope / Z)
             if b <= label < b + n:
                 # Where the label's logit is the largest (or ties with it), 1 - p is S/Z to its last digit.
                 e = exp2(floored((y_logit - m) * inv_T * 1.4426950408889634))
@@ -103,18 +134,27 @@ def write_map(
                 b_y = (1.0 - eps) * w_y + eps / k * (class_weight[label] if class_weight.size else 1.0)
                 own = (A - b_y) if not plain else 0.0
                 b_y = b_y if not plain else w_y
-                target[label - b] = factor * ((own + z_slope) * (e / Z) - b_y * rest)
+                work[label - b] = factor * ((own + z_slope) * (e / Z) - b_y * rest)
         elif kind == HESS:
-            scaled_variance(block, m_, scale, cast(factor * inv_T * A / Z / Z, scale), cast(Z, scale), target)
-            if b <= argmax < b + n:
-                target[argmax - b] = factor * inv_T * A * (1.0 / Z) * (S / Z)
+            scaled_variance(block, m_, scale, cast(factor * inv_T * A / Z / Z, scale), cast(Z, scale), work)
+            if b == max_block:
+                work[first_position(block, cast(m, scale), m_)] = factor * inv_T * A * (1.0 / Z) * (S / Z)
         elif kind == ENTROPY_GRAD:
             mean = cast(spread / Z, scale)
-            scaled_entropy_gradient(block, m_, scale, cast(-factor * LN2 / Z, scale), mean, target)
+            scaled_entropy_gradient(block, m_, scale, cast(-factor * LN2 / Z, scale), mean, work)
         elif kind == SOFTMAX:
-            scaled_softmax(block, m_, scale, cast(1.0 / Z, scale), target)
+            scaled_softmax(block, m_, scale, cast(1.0 / Z, scale), work)
         else:
-            shifted(block, m_, cast(inv_T, scale), cast(0.0 if undefined else L, scale), target)
+            shifted(block, m_, cast(inv_T, scale), cast(0.0 if undefined else L, scale), work)
         if cap > 0.0:
-            through_softcap(target, x, start + b * stride, stride, cap)
-        store(target, out, out_start + b * out_stride, out_stride)
+            through_softcap(view(work, 0, n), x, start + b * stride, stride, cap)
+        write_block(work, n, out, out_start + b * out_stride, out_stride, options[STREAMING] != 0.0)
+
+
+@inline
+def holds_nan(x, start, stride, k):
+    found = False
+    for c in range(k):
+        v = widen(x[start + c * stride])
+        found |= v != v
+    return found

@@ -239,10 +239,16 @@ def polynomial(x: Value, coefficients: tuple[float, ...]) -> Value:
 
 
 @emitted
+def clipped(t: Value) -> Value:
+    """`t`, but no lower than where nothing is left of ``2^t``: finite also at -inf. NaN stays."""
+    lowest = LOWEST[t.dtype]
+    return select(t < lowest, t.constant(lowest), t)
+
+
+@emitted
 def raised_exp2(t: Value) -> Value:
     """``2^(t + 64)`` (float64: ``t + 512``) for ``t <= 0``, -inf included; NaN stays. See `lowered`."""
-    dtype = t.dtype
-    t = select(t < LOWEST[dtype], t.constant(LOWEST[dtype]), t)
+    dtype, t = t.dtype, clipped(t)
     u = t + MAGIC[dtype]
     n = u - MAGIC[dtype]
     return polynomial(t - n, EXP2[dtype]) * (u.bits() << MANTISSA[dtype]).as_float()

@@ -14,7 +14,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
-from .simd import LLVM, Value, Vector, emitted, llvm_type, select, vector_of
+from .compile import inline
+from .simd import LLVM, Value, Vector, emitted, llvm_type, select, suffix, vector_of
 
 FLOAT16, BFLOAT16 = types.int16, types.uint16
 I16, I32 = ir.IntType(16), ir.IntType(32)
@@ -34,6 +35,16 @@ def width(typing, like):
         return context.get_constant(types.intp, like.lanes)
 
     return types.intp(like), build
+
+
+@intrinsic
+def first_mask(typing, count, like):
+    """A mask of the first `count` lanes."""
+
+    def build(context, builder, signature, arguments):
+        return first_lanes(builder, arguments[0], like.lanes)
+
+    return Vector(types.boolean, like.lanes)(types.intp, like), build
 
 
 # --- 16-bit floats --------------------------------------------------------------------------------
@@ -130,21 +141,16 @@ def _element_size(kind: Any) -> int:
     return int(kind.dtype.bitwidth // 8)
 
 
-def _name(llvm: Any) -> str:
-    letters = {"float": "f32", "double": "f64"}
-    return f"v{llvm.count}{letters.get(str(llvm.element), str(llvm.element))}"
-
-
 def masked_load(builder: Any, pointer: Any, mask: Any, fill: Any, size: int) -> Any:
     kind = pointer.type.pointee
     signature = ir.FunctionType(kind, [pointer.type, I32, mask.type, kind])
-    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.load.{_name(kind)}.p0")
+    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.load.{suffix(kind)}.p0")
     return builder.call(function, [pointer, ir.Constant(I32, size), mask, fill])
 
 
 def masked_store(builder: Any, value: Any, pointer: Any, mask: Any, size: int) -> None:
     signature = ir.FunctionType(ir.VoidType(), [value.type, pointer.type, I32, mask.type])
-    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.store.{_name(value.type)}.p0")
+    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.store.{suffix(value.type)}.p0")
     builder.call(function, [value, pointer, ir.Constant(I32, size), mask])
 
 
@@ -208,22 +214,101 @@ def store_first(typing, x, i, count, value):
     return types.void(x, types.intp, types.intp, value), build
 
 
-@intrinsic
-def prefetch(typing, x, i):
-    """Ask for the cache line of element `i`, which may lie beyond the end of `x`.
+# Loads in part do not wake the machine's prefetcher: along an array, whole vectors are loaded whole.
 
-    Loads in part and of many short rows do not wake the machine's own prefetcher.
-    """
+
+@inline
+def load_next(x, i, count, fill):
+    """`load_first`, where most often all lanes are wanted."""
+    return load(x, i, fill) if count >= width(fill) else load_first(x, i, count, fill)
+
+
+@inline
+def store_next(x, i, count, value):
+    """`store_first`, where most often all lanes are wanted."""
+    if count >= width(value):
+        store(x, i, value)
+    else:
+        store_first(x, i, count, value)
+
+
+@intrinsic
+def stream(typing, x, i, value):
+    """`store` past the caches to an address that is a multiple of the vector's size: nothing is read first."""
 
     def build(context, builder, signature, arguments):
-        pointer = _pointer(context, builder, signature.args[0], arguments[0], arguments[1], 1)
-        pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())  # one type for arrays of all types
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [pointer, *(ir.Constant(I32, c) for c in (0, 3, 1))])
+        kind = signature.args[0]
+        pointer = _pointer(context, builder, kind, arguments[0], arguments[1], value.lanes)
+        stored = narrowed(context, Value(builder, arguments[2], value), kind.dtype)
+        write = builder.store(stored.llvm, pointer, align=_element_size(kind) * value.lanes)
+        write.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
         return context.get_dummy_value()
 
-    return types.void(x, types.intp), build
+    return types.void(x, types.intp, value), build
+
+
+@intrinsic
+def fence(typing):
+    """Make what was streamed visible to other threads."""
+
+    def build(context, builder, signature, arguments):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), build
+
+
+@intrinsic
+def until_aligned(typing, x, i, like):
+    """How many elements lie between `i` and the next multiple of a vector's size in memory."""
+
+    def build(context, builder, signature, arguments):
+        kind = signature.args[0]
+        size, i64 = _element_size(kind), ir.IntType(64)
+        address = builder.ptrtoint(_pointer(context, builder, kind, arguments[0], arguments[1], 1), i64)
+        missing = builder.and_(builder.neg(address), ir.Constant(i64, size * like.lanes - 1))
+        return builder.udiv(missing, ir.Constant(i64, size))
+
+    return types.intp(x, types.intp, like), build
+
+
+@inline
+def copy_out(work, n, out, at, like, streaming):
+    """The first `n` elements of `work` to `out` from `at` on; `streaming`: past the caches."""
+    w, i = width(like), 0
+    if streaming:
+        i = min(n, until_aligned(out, at, like))
+        if i > 0:
+            store_first(out, at, i, load(work, 0, like))
+        while i + w <= n:
+            stream(out, at + i, load(work, i, like))
+            i += w
+    while i + w <= n:
+        store(out, at + i, load(work, i, like))
+        i += w
+    if i < n:
+        store_first(out, at + i, n - i, load(work, i, like))
+
+
+def _prefetch(write):
+    @intrinsic
+    def ask(typing, x, i):
+        def build(context, builder, signature, arguments):
+            pointer = _pointer(context, builder, signature.args[0], arguments[0], arguments[1], 1)
+            pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())  # one type for arrays of all types
+            kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            builder.call(function, [pointer, *(ir.Constant(I32, c) for c in (write, 3, 1))])
+            return context.get_dummy_value()
+
+        return types.void(x, types.intp), build
+
+    return ask
+
+
+# Ask for the cache line of element `i`, which may lie beyond the end of `x`. Loads in part and of many
+# short rows do not wake the machine's own prefetcher.
+prefetch, prefetch_to_write = _prefetch(0), _prefetch(1)
 
 
 # --- transposing ----------------------------------------------------------------------------------

@@ -15,16 +15,17 @@ from .blocks import BLOCK
 from .distributions import FORM_CODES
 from .fast import NOTHING as NO_OPERAND
 from .fast import fast_soft_targets, fast_softmax_kl, fast_tables
-from .finish import ROW_RESULTS
-from .lanes import LANES, softmax_lanes
-from .launch import Source, by_elements, by_rows, labels_and_ignored, row_weights, target
+from .finish import FIELDS, GROUP, ROW_RESULTS
+from .lanes import softmax_lanes
+from .launch import Source, by_elements, by_records, by_rows, labels_and_ignored, row_weights, target
 from .maps import MAPS
 from .operands import Operand, operand
 from .rows import softmax_rows
 
 LOG2E = 1.4426950408889634
-LANES_UP_TO = 64  # classes: beyond, a row fills the vectors by itself
-TILE_ELEMENTS = 1 << 18  # of a tile: what fits in L2
+LANES_UP_TO = 128  # classes: beyond, a row fills the vectors by itself
+TILE_ELEMENTS = 1 << 17  # of a tile: what fits in L2
+STREAMED = 1 << 25  # bytes
 NOTHING = np.empty(0)
 
 
@@ -50,6 +51,12 @@ def in_place_last(call: Call) -> list[str]:
     return sorted(call.maps, key=lambda name: name == "grad")
 
 
+def streams(call: Call) -> bool:
+    """Whether maps are written past the caches: they would not stay there, and are not the rows themselves."""
+    arrays = call.maps.values()
+    return sum(a.nbytes for a in arrays) >= STREAMED and not any(np.may_share_memory(a, call.x) for a in arrays)
+
+
 def suits_lanes(call: Call, x: Operand) -> bool:
     """Whether one row per lane is the faster family: few classes, or neighbouring rows next to each other.
 
@@ -59,21 +66,25 @@ def suits_lanes(call: Call, x: Operand) -> bool:
     if call.softcap is not None or not set(call.maps) <= {"softmax", "log_softmax"} | ({"grad"} if plain else set()):
         return False
     rows_adjacent = x.geometry[0] != 1 and x.geometry[-1] == 1
-    return call.k <= LANES_UP_TO or (bool(rows_adjacent) and call.k * LANES <= TILE_ELEMENTS)
+    return call.k <= LANES_UP_TO or (
+        bool(rows_adjacent) and lanes.tile_size(call.k, compute_dtype(call)) <= TILE_ELEMENTS
+    )
 
 
-Work = Callable[[int, int, Array], int]  # (first row, last, results of the rows) → first bad target or -1
+# (first row, last, the wanted result of the rows, details of the rows) → first bad target or -1, sum of losses
+Work = Callable[[int, int, Array, Array], tuple[int, float]]
 
 
 def softmax(call: Call) -> float:
-    return by_rows(call, ROW_RESULTS, softmax_work(call))
-
-
-def softmax_work(call: Call) -> Work:
     """Statistics of rows of logits, their CE with labels, and the maps of both."""
+    wanted = next((name for name in ("loss", "lse") if name in call.rows), "loss")
+    return by_records(call, ROW_RESULTS, wanted, softmax_work(call, wanted))
+
+
+def softmax_work(call: Call, wanted: str) -> Work:
     dtype = compute_dtype(call)
     x = operand(call.x)
-    in_place = x.flat.dtype == dtype and x.geometry[0] == 1 and call.softcap is None
+    in_place = x.geometry[0] == 1 and call.softcap is None
     scale = dtype.type(LOG2E / call.temperature)
     w = call.class_weight
     w_mean = 1.0 if w is None else float(w.mean())
@@ -86,36 +97,34 @@ def softmax_work(call: Call) -> Work:
             call.softcap or 0.0,
             call.map_scale,
             w_mean,
+            streams(call),
         ]
     )
-    # What the kernel's loop has to gather, and what is left to do for each row.
     more = call.quantity == "entropy" or not {"entropy", "rank", "argmax"}.isdisjoint(call.rows)
-    details = more or not {"log_prob", "max_prob"}.isdisjoint(call.rows)
     outputs: list[tuple[int, Any, Any]] = [(MAPS[n], *operand(call.maps[n])) for n in in_place_last(call)]
     class_weight = NOTHING if w is None else w
-
     in_lanes = suits_lanes(call, x)
+    kernel: Any = softmax_lanes if in_lanes else softmax_rows
 
-    def work(start: int, stop: int, results: Array) -> int:
+    def work(start: int, stop: int, result: Array, details: Array) -> tuple[int, float]:
         labels, ignore = labels_and_ignored(call, start, stop)
         weights = row_weights(call, start, stop)
         if in_lanes:
-            kernel: Any = softmax_lanes
-            stage: Any = np.empty(call.k * LANES, dtype)
-            scratch: Any = (np.empty(lanes.VECTORS * LANES, dtype), np.empty(lanes.WIDE * LANES))
+            stage: Any = np.empty(2 * lanes.tile_size(call.k, dtype), dtype)
         else:
-            kernel = softmax_rows
             stage = None if in_place else np.empty(2 * BLOCK, dtype)
-            scratch = (np.empty(BLOCK, dtype) if outputs else None,)
-        bad, flat = -1, results.reshape(-1)
+        records = np.zeros(FIELDS * GROUP, dtype)
+        scratch = np.empty(max(BLOCK, lanes.tile_size(call.k, dtype)) if in_lanes else BLOCK, dtype)
+        bad, total = -1, 0.0
         for kind, out, geometry in outputs or [(0, None, None)]:
-            bad = kernel(
+            bad, total = kernel(
                 x.flat, x.geometry, start, stop - start, call.k, labels, ignore, weights, class_weight, options,
-                scale, stage, more, details, flat, kind, out, geometry, *scratch,
+                scale, stage, records, ROW_RESULTS.index(wanted), result, details.reshape(-1),
+                call.total, more, kind, out, geometry, scratch,
             )  # fmt: skip
             if bad >= 0:
                 break
-        return int(bad)
+        return bad, total
 
     return work
 
@@ -125,7 +134,7 @@ def cross_entropy(call: Call) -> float:
     return softmax(call) if from_labels(call) else by_rows(call, ("loss",), cross_entropy_work(call))
 
 
-def cross_entropy_work(call: Call) -> Work:
+def cross_entropy_work(call: Call) -> Callable[[int, int, Array], int]:
     x = operand(call.x)
     y = None if call.y is None else Source(call.y, (call.x.dtype, np.uint8, np.int64, np.float64))
     fast = None if y is None else fast_soft_targets(call, x, y)
@@ -163,13 +172,15 @@ def score(call: Call) -> float:
     of_target = cross_entropy_work(call)
     if set(call.rows) <= {"loss"}:
         return by_rows(call, ("loss",), of_target)
-    of_rows = softmax_work(replace(call, y=None, maps={}))
+    of_rows = softmax_work(replace(call, y=None, maps={}), "loss")
 
-    def work(start: int, stop: int, results: Array) -> int:
-        of_rows(start, stop, results)  # first: a gradient may overwrite the rows
-        return of_target(start, stop, results[:1])
+    def work(start: int, stop: int, result: Array, details: Array) -> tuple[int, float]:
+        of_rows(start, stop, np.empty(0, result.dtype), details)  # first: a gradient may overwrite the rows
+        bad = of_target(start, stop, details[:1])
+        result[...] = details[0]
+        return bad, 0.0
 
-    return by_rows(call, ROW_RESULTS, work)
+    return by_records(call, ROW_RESULTS, "loss", work)
 
 
 def entropy(call: Call) -> float:

@@ -6,19 +6,25 @@ import numpy as np
 
 from .blocks import BLOCK, CLASS_STRIDE, block_of, load, load_one, row_start, view
 from .compile import inline, kernel
-from .finish import CAP, GROUP, SMOOTHING, finish_rows, put_infinite, put_record
+from .finish import ARGMAX, CAP, GAPS, GROUP, MAX, RANK, SMOOTHING, SPREAD, STREAMING, Y_LOGIT, S, finish_group
 from .maps import write_map
 from .math import cast
+from .memory import fence, load_next, vector, width
+from .simd import any_lane, like_vector
 from .statistics import block_gaps, block_max, class_of, first_position, row_record
 
 
 @inline
 def first_bad_label(labels, k, ignore):
     """The index of the first label that is neither a class nor ignored, or -1."""
-    for i in range(labels.size):
-        label = labels[i]
-        if (label < 0 or label >= k) and (ignore.size == 0 or label != ignore[0]):
-            return i
+    zero = vector(labels.size)
+    for low in range(0, labels.size, width(zero)):
+        several = load_next(labels, low, labels.size - low, like_vector(0, zero))
+        if any_lane((several < 0) | (several >= k)):
+            for i in range(low, min(labels.size, low + width(zero))):
+                label = labels[i]
+                if (label < 0 or label >= k) and (ignore.size == 0 or label != ignore[0]):
+                    return i
     return -1
 
 
@@ -34,80 +40,66 @@ def row_gaps(x, start, stride, k, reference, class_weight, cap, stage, slot):
     return total
 
 
-@inline
-def scan(x, start, stride, k, y_logit, class_weight, cap, stage):
-    """The slow look at a row without a finite maximum: where the infinity is, and what is around it."""
-    has_nan, first, above, weighs = False, 0, 0, False
-    top = -np.inf
-    for c in range(k):
-        v = np.float64(load_one(x, start + c * stride, cap, stage))
-        has_nan |= v != v
-        if v > top:
-            top, first = v, c
-        above += 1 if v > y_logit else 0
-        weighs |= v == np.inf and (class_weight.size == 0 or class_weight[c] > 0.0)
-    return has_nan, top, first, above, weighs
-
-
 @kernel
 def softmax_rows(
-    x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, stage, more, details, results,
-    kind, out, out_geometry, work,
+    x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, stage, records, wanted, result,
+    details, summed, more, kind, out, out_geometry, work,
 ):  # fmt: skip
     """Rows ``first … first + n - 1`` of logits: their results, and one map (``out=None`` for none).
 
-    Returns the index of the first bad label, before anything is computed, or -1.
+    Returns the index of the first bad label, before anything is computed, or -1; and the sum of the losses.
     """
     bad = first_bad_label(labels, k, ignore)
     if bad >= 0:
-        return bad
-    stride, cap, lowest = geometry[CLASS_STRIDE], options[CAP], cast(-np.inf, scale)
-    slot = 0
+        return bad, 0.0
+    stride, cap, like = geometry[CLASS_STRIDE], options[CAP], vector(scale)
+    slot, total = 0, 0.0
     start = row_start(geometry, first)
     load(x, start, stride, min(BLOCK, k), cap, stage, slot)
-    ahead = block_max(block_of(x, start, min(BLOCK, k), stage, slot), lowest)
+    ahead = block_max(block_of(x, start, min(BLOCK, k), stage, slot), like)
     for i in range(n):
         next_start = row_start(geometry, first + i + 1) if i + 1 < n else start
-        label, y_logit, w_y = -1, np.inf, 1.0
-        if labels.size:
-            label = class_of(labels[i], ignore)
-            if label >= 0:
-                w_y = class_weight[label] if class_weight.size else 1.0
-                if more:
-                    y_logit = np.float64(load_one(x, start + label * stride, cap, stage))
-        weight = weights[i] if weights.size else 1.0
-        m, S, spread, at, above, ahead, slot = row_record(
-            x, start, stride, k, next_start, ahead, slot, scale, cap, stage, more, cast(y_logit, scale)
+        label = class_of(labels[i], ignore) if labels.size else -1
+        y_logit = np.inf
+        if label >= 0 and more:
+            y_logit = np.float64(load_one(x, start + label * stride, cap, stage))
+        m, S_i, spread, at, above, ahead, slot = row_record(
+            x, start, stride, k, next_start, ahead, slot, scale, cap, stage, more, y_logit
         )
         if label >= 0 and not more:
             # After the sweep, which has brought the row into cache: before it, this read would wait for memory.
             y_logit = np.float64(load_one(x, start + label * stride, cap, stage))
-        argmax = at
-        if m == -np.inf or m == np.inf:
-            has_nan, m, argmax, above, weighs = scan(x, start, stride, k, y_logit, class_weight, cap, stage)
-            if has_nan:
-                m, S = np.nan, np.nan
-                put_record(results, n, i, m, S, S, 0, 0, y_logit, 0.0)
-            else:
-                smoothed = weighs and options[SMOOTHING] > 0.0
-                put_infinite(results, n, i, m, argmax, above, y_logit, label, weight, smoothed)
-        else:
-            if more or out is not None:
-                load(x, start + at * stride, stride, min(BLOCK, k - at), cap, stage, 1 - slot)
-                block = block_of(x, start + at * stride, min(BLOCK, k - at), stage, 1 - slot)
-                argmax = at + first_position(block, cast(m, scale))
-            gaps = 0.0
-            if options[SMOOTHING] > 0.0 and label >= 0:
-                gaps = row_gaps(x, start, stride, k, m, class_weight, cap, stage, 1 - slot) / k
-            put_record(results, n, i, m, S, spread, argmax, above, y_logit, gaps)
+        r = i % GROUP
+        records[S * GROUP + r] = S_i
+        records[MAX * GROUP + r] = m
+        records[SPREAD * GROUP + r] = spread
+        records[Y_LOGIT * GROUP + r] = y_logit
+        records[GAPS * GROUP + r] = 0.0
+        if options[SMOOTHING] > 0.0 and label >= 0:
+            gaps = row_gaps(x, start, stride, k, m, class_weight, cap, stage, 1 - slot) / k
+            records[GAPS * GROUP + r] = gaps
+        argmax = 0
+        if details.size or more:
+            load(x, start + at * stride, stride, min(BLOCK, k - at), cap, stage, 1 - slot)
+            block = block_of(x, start + at * stride, min(BLOCK, k - at), stage, 1 - slot)
+            argmax = at + first_position(block, cast(m, scale), like)
+        if details.size:
+            details[ARGMAX * n + i] = argmax
+            details[RANK * n + i] = above
         if out is not None:
+            weight = weights[i] if weights.size else 1.0
+            w_y = class_weight[label] if class_weight.size and label >= 0 else 1.0
             write_map(
                 kind, x, start, stride, k, out, row_start(out_geometry, first + i), out_geometry[CLASS_STRIDE],
-                m, S, spread, argmax, label, y_logit, weight, w_y, class_weight, options, scale, stage,
+                m, S_i, spread, at, label, y_logit, weight, w_y, class_weight, options, scale, stage,
                 1 - slot, work,
             )  # fmt: skip
-        if (i + 1) % GROUP == 0 or i + 1 == n:
-            low = i // GROUP * GROUP
-            finish_rows(results, n, low, i + 1, labels, ignore, weights, class_weight, options, details)
+        if r == GROUP - 1 or i + 1 == n:
+            total += finish_group(
+                records, x, geometry, first, i - r, r + 1, k, labels, ignore, weights, class_weight, options, scale,
+                stage, wanted, result, details, n, summed,
+            )  # fmt: skip
         start = next_start
-    return -1
+    if out is not None and options[STREAMING] != 0.0:
+        fence()
+    return -1, total

@@ -14,6 +14,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin, register_model
@@ -55,6 +56,13 @@ def llvm_type(kind: Any) -> Any:
     if isinstance(kind, Vector):
         return ir.VectorType(llvm_type(kind.dtype), kind.lanes)
     return LLVM[kind] if kind in LLVM else ir.IntType(kind.bitwidth)
+
+
+def suffix(llvm: Any) -> str:
+    """How LLVM's intrinsics call a type."""
+    if isinstance(llvm, ir.VectorType):
+        return f"v{llvm.count}{suffix(llvm.element)}"
+    return {"float": "f32", "double": "f64"}.get(str(llvm), str(llvm))
 
 
 class Value:
@@ -227,7 +235,8 @@ class Value:
         """An LLVM intrinsic of one type."""
         arguments = [self.llvm, *(other.llvm for other in others)]
         kind = self.llvm.type
-        function = self.builder.module.declare_intrinsic(name, [kind], ir.FunctionType(kind, [kind] * len(arguments)))
+        signature = ir.FunctionType(kind, [kind] * len(arguments))
+        function = cgutils.get_or_insert_function(self.builder.module, signature, f"{name}.{suffix(kind)}")
         return self.like(self.builder.call(function, arguments))
 
     def reduce(self, name: str, *flags: str) -> Value:
@@ -235,11 +244,8 @@ class Value:
         element = LLVM[self.dtype]
         start = [ir.Constant(element, -0.0)] if name == "fadd" else []
         types_of = [*(element for _ in start), self.llvm.type]
-        letter = {"float": "f32", "double": "f64"}.get(str(element), str(element))
-        full = f"llvm.vector.reduce.{name}.v{self.kind.lanes}{letter}"
-        function = self.builder.module.globals.get(full)
-        if function is None:
-            function = ir.Function(self.builder.module, ir.FunctionType(element, types_of), full)
+        full = f"llvm.vector.reduce.{name}.{suffix(self.llvm.type)}"
+        function = cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(element, types_of), full)
         call = self.builder.call(function, [*start, self.llvm], fastmath=flags)
         return Value(self.builder, call, self.dtype)
 
@@ -337,6 +343,14 @@ def magnitude(a: Value) -> Value:
 @emitted
 def any_lane(mask: Value) -> Value:
     return mask.reduce("or")
+
+
+@emitted
+def first_lane(mask: Value) -> Value:
+    """The number of the first lane that is set."""
+    bits = mask.builder.bitcast(mask.llvm, ir.IntType(mask.kind.lanes))
+    wide = mask.builder.zext(bits, ir.IntType(64))
+    return Value(mask.builder, mask.builder.cttz(wide, ir.Constant(ir.IntType(1), 0)), types.int64)
 
 
 @emitted

@@ -9,98 +9,140 @@ from __future__ import annotations
 
 import numpy as np
 
-from .blocks import BLOCK, block_of, load, view
-from .compile import inline, inline_sums
-from .math import cast, exp2, floored, maximum
+from .blocks import BLOCK, block_of
+from .blocks import load as fetch
+from .compile import inline
+from .math import cast, clipped, exp2, floored, lowered, raised_exp2
+from .memory import load, load_first, prefetch, vector, width
+from .simd import any_lane, first_lane, lanes_max, lanes_sum, larger, like_vector, where
 
 # Accumulators restart after so many classes, and the segments' records merge in order: a row has the
 # same bits whoever computes which part of it.
 SEGMENT = 64 * BLOCK
 
 
-@inline_sums
-def block_max(block, lowest):
-    m = lowest
-    for i in range(block.size):
-        m = maximum(m, block[i])
-    return m
+@inline
+def block_max(block, like):
+    """The largest element (NaN apart), as a scalar of the type of the vector `like`."""
+    top = like_vector(-np.inf, like)
+    for i in range(0, block.size, width(like)):
+        top = larger(load_first(block, i, block.size - i, like_vector(-np.inf, like)), top)
+    return lanes_max(top)
 
 
 # Subtract first: ``x·scale - m·scale`` (``scale = log2(e)/T``) would cancel at a large common offset.
+# The loops over a block also find the maximum of the block that comes next: while one is summed from
+# cache, the other arrives from memory, and the lines after that are asked for. Two accumulators keep the
+# adders busy; what is left over at the end of a block is loaded in part.
 
 
-@inline_sums
-def block_sum(block, m, scale):
-    """``Σ e^(z-m)`` of a block whose logits do not exceed `m`."""
-    total = cast(0.0, scale)
-    for i in range(block.size):
-        total += exp2(floored((block[i] - m) * scale))
-    return total
+@inline
+def block_sum(block, m, scale, coming):
+    """``Σ e^(z-m)`` of a block whose logits do not exceed `m`, and the maximum of the block `coming`."""
+    v = vector(scale)
+    m, lowest = like_vector(m, v), like_vector(-np.inf, v)
+    top_a, top_b = lowest, lowest
+    sum_a, sum_b = like_vector(0.0, v), like_vector(0.0, v)
+    w, n, both = width(v), block.size, min(block.size, coming.size)
+    i = 0
+    while i + 2 * w <= both:
+        top_a, top_b = larger(load(coming, i, v), top_a), larger(load(coming, i + w, v), top_b)
+        prefetch(coming, i + BLOCK)
+        prefetch(coming, i + w + BLOCK)
+        sum_a += raised_exp2((load(block, i, v) - m) * scale)
+        sum_b += raised_exp2((load(block, i + w, v) - m) * scale)
+        i += 2 * w
+    for j in range(i, n, w):
+        sum_a += raised_exp2((load_first(block, j, n - j, lowest) - m) * scale)
+    for j in range(i, coming.size, w):
+        top_a = larger(load_first(coming, j, coming.size - j, lowest), top_a)
+    return lanes_sum(lowered(sum_a + sum_b)), lanes_max(larger(top_a, top_b))
 
 
-@inline_sums
-def block_sum_ahead(block, m, scale, ahead, lowest):
-    """`block_sum`, and in the same loop the maximum of a block of the same length."""
-    total, top = cast(0.0, scale), lowest
-    for i in range(block.size):
-        top = maximum(top, ahead[i])
-        total += exp2(floored((block[i] - m) * scale))
-    return total, top
+@inline
+def others(x, m, e, total, ties):
+    """Add ``e = e^(z-m)`` where the logit is below `m`, and count where it is not."""
+    largest = x == m
+    return where(largest, total, total + e), where(largest, ties + 1.0, ties)
 
 
-@inline_sums
-def block_rest(block, m, scale):
-    """``Σ e^(z-m)`` over the logits below the block's largest one `m`, and how many equal it."""
-    total, ties = cast(0.0, scale), cast(0.0, scale)
-    zero, one = cast(0.0, scale), cast(1.0, scale)
-    for i in range(block.size):
-        e = exp2(floored((block[i] - m) * scale))
-        total += zero if block[i] == m else e
-        ties += one if block[i] == m else zero
-    return total, ties
+@inline
+def block_others(block, m, scale, coming):
+    """`block_sum` for the block that holds the maximum `m`, one instance of which is left out."""
+    v = vector(scale)
+    m, lowest = like_vector(m, v), like_vector(-np.inf, v)
+    top_a, top_b = lowest, lowest
+    sum_a, sum_b = like_vector(0.0, v), like_vector(0.0, v)
+    ties_a, ties_b = sum_a, sum_b
+    w, n, both = width(v), block.size, min(block.size, coming.size)
+    i = 0
+    while i + 2 * w <= both:
+        top_a, top_b = larger(load(coming, i, v), top_a), larger(load(coming, i + w, v), top_b)
+        prefetch(coming, i + BLOCK)
+        prefetch(coming, i + w + BLOCK)
+        a, b = load(block, i, v), load(block, i + w, v)
+        sum_a, ties_a = others(a, m, raised_exp2((a - m) * scale), sum_a, ties_a)
+        sum_b, ties_b = others(b, m, raised_exp2((b - m) * scale), sum_b, ties_b)
+        i += 2 * w
+    for j in range(i, n, w):
+        a = load_first(block, j, n - j, lowest)
+        sum_a, ties_a = others(a, m, raised_exp2((a - m) * scale), sum_a, ties_a)
+    for j in range(i, coming.size, w):
+        top_a = larger(load_first(coming, j, coming.size - j, lowest), top_a)
+    total = lanes_sum(lowered(sum_a + sum_b)) + (lanes_sum(ties_a + ties_b) - 1.0)
+    return total, lanes_max(larger(top_a, top_b))
 
 
-@inline_sums
-def block_rest_ahead(block, m, scale, ahead, lowest):
-    """`block_rest`, and in the same loop the maximum of a block of the same length."""
-    total, ties, top = cast(0.0, scale), cast(0.0, scale), lowest
-    zero, one = cast(0.0, scale), cast(1.0, scale)
-    for i in range(block.size):
-        top = maximum(top, ahead[i])
-        e = exp2(floored((block[i] - m) * scale))
-        total += zero if block[i] == m else e
-        ties += one if block[i] == m else zero
-    return total, ties, top
+@inline
+def more_of(x, m, scale, y_logit, total, ties, spread, above):
+    """Add a vector of logits to the statistics of a block."""
+    t = clipped((x - m) * scale)
+    e = raised_exp2(t)
+    total, ties = others(x, m, e, total, ties)
+    return total, ties, spread + e * t, where(x > y_logit, above + 1.0, above)
 
 
-@inline_sums
-def block_statistics(block, m, scale, y_logit):
-    """`block_rest`, ``Σ e^(z-m)·log2 e^(z-m)``, and the number of logits above `y_logit`."""
-    total, ties, spread = cast(0.0, scale), cast(0.0, scale), cast(0.0, scale)
-    zero, one = cast(0.0, scale), cast(1.0, scale)
-    above = np.int32(0)
-    for i in range(block.size):
-        t = floored((block[i] - m) * scale)
-        e = exp2(t)
-        total += zero if block[i] == m else e
-        ties += one if block[i] == m else zero
-        spread += e * t
-        above += np.int32(1) if block[i] > y_logit else np.int32(0)
-    return total, ties, spread, above
+@inline
+def block_statistics(block, m, scale, y_logit, holds_max, coming):
+    """``Σ e^(z-m)`` (one instance of `m` left out, if the block holds the maximum),
+    ``Σ e^(z-m)·log2 e^(z-m)``, the number of logits above `y_logit`, and the maximum of the block `coming`."""
+    v = vector(scale)
+    m, lowest, zero = like_vector(m, v), like_vector(-np.inf, v), like_vector(0.0, v)
+    top_a, sum_a, ties_a, spread_a, above_a = lowest, zero, zero, zero, zero
+    top_b, sum_b, ties_b, spread_b, above_b = lowest, zero, zero, zero, zero
+    w, n, both = width(v), block.size, min(block.size, coming.size)
+    i = 0
+    while i + 2 * w <= both:
+        top_a, top_b = larger(load(coming, i, v), top_a), larger(load(coming, i + w, v), top_b)
+        prefetch(coming, i + BLOCK)
+        prefetch(coming, i + w + BLOCK)
+        a, b = load(block, i, v), load(block, i + w, v)
+        sum_a, ties_a, spread_a, above_a = more_of(a, m, scale, y_logit, sum_a, ties_a, spread_a, above_a)
+        sum_b, ties_b, spread_b, above_b = more_of(b, m, scale, y_logit, sum_b, ties_b, spread_b, above_b)
+        i += 2 * w
+    for j in range(i, n, w):
+        a = load_first(block, j, n - j, lowest)
+        sum_a, ties_a, spread_a, above_a = more_of(a, m, scale, y_logit, sum_a, ties_a, spread_a, above_a)
+    for j in range(i, coming.size, w):
+        top_a = larger(load_first(coming, j, coming.size - j, lowest), top_a)
+    total = lanes_sum(lowered(sum_a + sum_b)) + (lanes_sum(ties_a + ties_b) - (1.0 if holds_max else 0.0))
+    spread, above = lanes_sum(lowered(spread_a + spread_b)), lanes_sum(above_a + above_b)
+    return total, spread, above, lanes_max(larger(top_a, top_b))
 
 
-@inline_sums
+@inline
 def block_gaps(block, reference, weights):
     """``Σ w·(reference - x)`` in float64; a weight of 0 leaves its class out, infinite or not."""
-    total = 0.0
-    if weights.size == 0:
-        for i in range(block.size):
-            total += reference - np.float64(block[i])
-    else:
-        for i in range(block.size):
-            gap = reference - np.float64(block[i])
-            total += weights[i] * gap if (weights[i] != 0.0) | (gap != gap) else 0.0
-    return total
+    total = vector(0.0)
+    reference = vector(reference)
+    for i in range(0, block.size, width(total)):
+        left = block.size - i
+        gap = reference - load_first(block, i, left, reference)
+        if weights.size:
+            w = load_first(weights, i, left, vector(0.0))
+            gap = where((w == 0.0) & (gap == gap), vector(0.0), w * gap)
+        total += gap
+    return lanes_sum(total)
 
 
 @inline
@@ -128,14 +170,26 @@ def merge(m_a, S_a, spread_a, m_b, S_b, spread_b, scale):
 
 
 @inline
+def block_record(block, m, scale, coming, more, holds_max, y_logit):
+    """``S`` (all of ``Σ e^(z-m)`` unless the block holds the maximum), `spread`, `above`, the maximum ahead."""
+    if more:
+        return block_statistics(block, m, scale, y_logit, holds_max, coming)
+    if holds_max:
+        total, ahead = block_others(block, m, scale, coming)
+    else:
+        total, ahead = block_sum(block, m, scale, coming)
+    return total, 0.0, 0.0, ahead
+
+
+@inline
 def row_record(x, start, stride, k, next_start, ahead, slot, scale, cap, stage, more, y_logit):
     """The record of the row at `start`.
 
     `ahead` is the maximum of its first block, which `load` put into `slot`; returned with the record
     is the same for the row at `next_start`. `more` asks for `spread` and `above`.
     """
-    lowest, wide = cast(-np.inf, scale), np.float64(scale)
-    m, S, spread, at, above = -np.inf, 0.0, 0.0, 0, 0
+    wide = np.float64(scale)
+    m, S, spread, at, above = -np.inf, 0.0, 0.0, 0, 0.0
     for segment in range(0, k, SEGMENT):
         end = min(k, segment + SEGMENT)
         s_m, s_S, s_spread, s_at = -np.inf, 0.0, 0.0, segment
@@ -146,64 +200,36 @@ def row_record(x, start, stride, k, next_start, ahead, slot, scale, cap, stage, 
             next_at = start + following * stride if following < k else next_start
             block = block_of(x, start + b * stride, n, stage, slot)
             slot = 1 - slot
-            load(x, next_at, stride, next_n, cap, stage, slot)
+            fetch(x, next_at, stride, next_n, cap, stage, slot)
             coming = block_of(x, next_at, next_n, stage, slot)
             top = np.float64(ahead)
             holds_max = top > s_m
             shift = top if holds_max else (s_m if s_m > -np.inf else 0.0)
-            b_S, b_spread, ahead, b_above = block_record(
-                block, cast(shift, scale), scale, coming, lowest, more, holds_max, y_logit
+            b_S, b_spread, b_above, ahead = block_record(
+                block, cast(shift, scale), scale, coming, more, holds_max, cast(y_logit, scale)
             )
             above += b_above
-            if holds_max:
-                s_at = b
-                s_m, s_S, s_spread = merge(s_m, s_S, s_spread, top, b_S, b_spread, wide)
-            else:
+            if not holds_max:
                 s_S += b_S
                 s_spread += b_spread
-        at = s_at if s_m > m else at
-        m, S, spread = merge(m, S, spread, s_m, s_S, s_spread, wide)
+            elif b == 0:
+                s_m, s_S, s_spread = top, b_S, b_spread
+            else:
+                s_at = b
+                s_m, s_S, s_spread = merge(s_m, s_S, s_spread, top, b_S, b_spread, wide)
+        if segment == 0:
+            m, S, spread, at = s_m, s_S, s_spread, s_at
+        else:
+            at = s_at if s_m > m else at
+            m, S, spread = merge(m, S, spread, s_m, s_S, s_spread, wide)
     return m, S, spread, at, above, ahead, slot
 
 
 @inline
-def block_record(block, m, scale, coming, lowest, more, holds_max, y_logit):
-    """``S`` (all of ``Σ e^(z-m)`` unless the block holds the maximum), `spread`, the maximum ahead, `above`.
-
-    Blocks differ in length only at a row's end; what is left over there goes through the plain loops.
-    """
-    n, next_n = block.size, coming.size
-    w = min(n, next_n)
-    if more:
-        total, ties, spread, above = block_statistics(block, m, scale, y_logit)
-        one = 1.0 if holds_max else 0.0
-        return (
-            np.float64(total) + (np.float64(ties) - one),
-            np.float64(spread),
-            block_max(coming, lowest),
-            above,
-        )
-    S = 0.0
-    if holds_max:
-        total, ties, ahead = block_rest_ahead(view(block, 0, w), m, scale, view(coming, 0, w), lowest)
-        if n > w:
-            more_total, more_ties = block_rest(view(block, w, n - w), m, scale)
-            S, ties = np.float64(more_total), ties + more_ties
-        S += np.float64(total) + (np.float64(ties) - 1.0)
-    else:
-        total, ahead = block_sum_ahead(view(block, 0, w), m, scale, view(coming, 0, w), lowest)
-        if n > w:
-            S = np.float64(block_sum(view(block, w, n - w), m, scale))
-        S += np.float64(total)
-    if next_n > w:
-        ahead = maximum(ahead, block_max(view(coming, w, next_n - w), lowest))
-    return S, 0.0, ahead, np.int32(0)
-
-
-@inline
-def first_position(block, m):
-    """The index of the first element equal to `m` (the length if there is none), without a branch."""
-    first = np.int32(block.size)
-    for i in range(block.size):
-        first = min(first, np.int32(i) if block[i] == m else np.int32(block.size))
-    return np.int64(first)
+def first_position(block, m, like):
+    """The index of the first element equal to `m` (the length if there is none)."""
+    for i in range(0, block.size, width(like)):
+        found = load_first(block, i, block.size - i, like_vector(np.nan, like)) == m
+        if any_lane(found):
+            return i + first_lane(found)
+    return block.size
