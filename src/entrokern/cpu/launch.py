@@ -15,7 +15,7 @@ import numpy as np
 from .. import _threads as threads
 from .._arrays import Array, flat_chunk, row_dtype
 from .._call import Call
-from .operands import EMPTY, FLOAT64, INT64, Layout, column, converted
+from .operands import EMPTY, FLOAT64, INT64, Layout, Operand, column, converted
 
 Arrays = dict[str, Array | None]
 Run = Callable[[Call], float]  # writes the outputs of a call like the one that it was made for
@@ -47,12 +47,17 @@ class Source:
         self._layout = Layout(self._plain(view)) if in_place else None
         self._shape = () if view is None else view.shape
 
+    @property
+    def geometry(self) -> Array | None:
+        """How it lies in memory; None if it is converted."""
+        return None if self._layout is None else self._layout.geometry
+
     def _plain(self, view: Any) -> Array:
         return view.view(np.uint8) if self._bools else view
 
-    def rows(self, view: Array | None, start: int, stop: int) -> tuple[Any, Any]:
+    def rows(self, view: Array | None, start: int, stop: int) -> Operand:
         if view is None:
-            return None, None
+            return Operand(None, None)  # type: ignore[arg-type]
         if self._layout is None:
             return converted(view.reshape(self._shape), start, stop)
         return self._layout.operand(self._plain(view))

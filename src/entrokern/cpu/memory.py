@@ -295,6 +295,7 @@ def _prefetch(write):
     def ask(typing, x, i):
         def build(context, builder, signature, arguments):
             pointer = _pointer(context, builder, signature.args[0], arguments[0], arguments[1], 1)
+            pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())  # one type for arrays of all types
             kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
             function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
             builder.call(function, [pointer, *(ir.Constant(I32, c) for c in (write, 3, 1))])

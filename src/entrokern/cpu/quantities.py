@@ -13,6 +13,8 @@ from .._call import Call
 from . import distributions, divergences, elements, lanes
 from .blocks import BLOCK
 from .distributions import FORM_CODES
+from .fast import NOTHING as NO_OPERAND
+from .fast import fast_soft_targets, fast_softmax_kl, fast_tables
 from .finish import FIELDS, GROUP, ROW_RESULTS
 from .lanes import softmax_lanes
 from .launch import (
@@ -31,7 +33,7 @@ from .launch import (
     sum_of,
 )
 from .maps import MAPS
-from .operands import Layout
+from .operands import Layout, Operand
 from .rows import softmax_rows
 
 LOG2E = 1.4426950408889634
@@ -149,7 +151,8 @@ def cross_entropy(call: Call) -> Run:
 
 def cross_entropy_work(call: Call) -> RowWork:
     x = Layout(call.x)
-    y = None if call.y is None else Source(call.y, (call.x.dtype, np.uint8, np.float64))
+    y = None if call.y is None else Source(call.y, (call.x.dtype, np.uint8, np.int64, np.float64))
+    fast = None if y is None else fast_soft_targets(call, x, y)
     kinds = {"grad": 0, "hess": 1}
     maps = [(name, kinds[name], Layout(call.maps[name])) for name in in_place_last(call)]
     geometry_of_none = np.array([1, 0, 1, 1, 0])
@@ -157,15 +160,19 @@ def cross_entropy_work(call: Call) -> RowWork:
     def work(call: Call, start: int, stop: int, results: Array) -> int:
         outputs: list[tuple[int, Any, Any]] = [(kind, *out.operand(call.maps[name])) for name, kind, out in maps]
         a = x.operand(call.x)
-        b = (NOTHING, geometry_of_none) if y is None else y.rows(call.y, start, stop)
+        b = Operand(NOTHING, geometry_of_none) if y is None else y.rows(call.y, start, stop)
         class_weight = NOTHING if call.class_weight is None else call.class_weight
         labels, ignore = labels_and_ignored(call, start, stop)
         weights, stage = row_weights(call, start, stop), np.empty(distributions.SLOTS * BLOCK)
-        bad = -1
+        bad, rows = -1, np.arange(stop - start)
+        if fast is not None:
+            rows = fast(a, b, start, weights, results)
+            if not rows.size:
+                return -1
         for kind, out, geometry in outputs or [(0, None, None)]:
             bad = distributions.cross_entropy_rows(
-                *a, *b, start, stop - start, call.k, FORM_CODES[call.form], labels, ignore, weights, class_weight,
-                call.label_smoothing, call.temperature, call.softcap or 0.0, call.z_loss, call.unit,
+                *a, *b, start, rows, call.k, FORM_CODES[call.form], labels, ignore, weights,
+                class_weight, call.label_smoothing, call.temperature, call.softcap or 0.0, call.z_loss, call.unit,
                 call.map_scale, stage, results, kind, out, geometry,
             )  # fmt: skip
             if bad >= 0:
@@ -197,13 +204,16 @@ def entropy(call: Call) -> Run:
     if call.form == "logits":
         return softmax(call)  # a statistic of the row: without labels the kernel takes it for the loss
     x, grad = Layout(call.x), Target(call.maps.get("grad"))
+    fast = fast_tables(call, x) if call.form == "probs" and not call.maps else None
 
     def work(call: Call, start: int, stop: int, results: Array) -> int:
-        distributions.entropy_rows(
-            *x.operand(call.x), start, stop - start, call.k, FORM_CODES[call.form], call.unit, call.map_scale,
-            row_weights(call, start, stop), np.empty(distributions.SLOTS * BLOCK), results,
-            *grad.of(call.maps.get("grad")),
-        )  # fmt: skip
+        p, weights = x.operand(call.x), row_weights(call, start, stop)
+        left = np.arange(stop - start) if fast is None else fast(p, NO_OPERAND, start, weights, results)
+        if left.size:
+            distributions.entropy_rows(
+                *p, start, left, call.k, FORM_CODES[call.form], call.unit, call.map_scale, weights,
+                np.empty(distributions.SLOTS * BLOCK), results, *grad.of(call.maps.get("grad")),
+            )  # fmt: skip
         return -1
 
     return by_rows(call, ("loss",), work)
@@ -213,15 +223,22 @@ def divergence(call: Call) -> Run:
     x = Layout(call.x)
     y = Source(call.y, (call.x.dtype, np.float64))
     grad_p, grad_q = Target(call.maps.get("grad_p")), Target(call.maps.get("grad_q"))
+    fast = None
+    if not call.maps and call.form == call.y_form == "probs":
+        fast = fast_tables(call, x, y)
+    elif not call.maps and call.form == call.y_form == "logits" and call.quantity == "kl_divergence":
+        fast = fast_softmax_kl(call, x, y)
 
     def work(call: Call, start: int, stop: int, results: Array) -> int:
-        divergences.divergence_rows(
-            *x.operand(call.x), *y.rows(call.y, start, stop), start, stop - start, call.k,
-            call.quantity == "js_divergence", call.js_weight, FORM_CODES[call.form], FORM_CODES[call.y_form],
-            call.temperature, call.unit, call.map_scale, row_weights(call, start, stop),
-            np.empty(distributions.SLOTS * BLOCK), results,
-            *grad_p.of(call.maps.get("grad_p")), *grad_q.of(call.maps.get("grad_q")),
-        )  # fmt: skip
+        p, q, weights = x.operand(call.x), y.rows(call.y, start, stop), row_weights(call, start, stop)
+        left = np.arange(stop - start) if fast is None else fast(p, q, start, weights, results)
+        if left.size:
+            divergences.divergence_rows(
+                *p, *q, start, left, call.k, call.quantity == "js_divergence", call.js_weight,
+                FORM_CODES[call.form], FORM_CODES[call.y_form], call.temperature, call.unit, call.map_scale, weights,
+                np.empty(distributions.SLOTS * BLOCK), results,
+                *grad_p.of(call.maps.get("grad_p")), *grad_q.of(call.maps.get("grad_q")),
+            )  # fmt: skip
         return -1
 
     return by_rows(call, ("loss",), work)
