@@ -216,7 +216,9 @@ def forms(corner: Corner) -> tuple[str, str]:
     return o.get("form", "probs" if corner.function in ("entropy", "information") else "logits"), "probs"
 
 
-def call_among(corner: Corner, dtype: str, k: int, before: int, after: int) -> tuple[dict[str, Any], int]:
+def call_among(
+    corner: Corner, dtype: str, k: int, before: int, after: int, gradients: bool = True
+) -> tuple[dict[str, Any], int]:
     """Results of the row, padded to `k` classes, with ordinary rows before and after it."""
     x_form, y_form = forms(corner)
     size = len(corner.x)
@@ -242,7 +244,7 @@ def call_among(corner: Corner, dtype: str, k: int, before: int, after: int) -> t
     for name, option in (("grad", "return_grad"), ("hess", "return_hess")):
         if name in corner.want and corner.function != "score":
             options[option] = True
-    if corner.function.endswith("divergence"):
+    if gradients and corner.function.endswith("divergence"):
         options["return_grad"] = "both"
     return call(corner.function, args, options), size
 

@@ -151,6 +151,11 @@ def test_vector_and_many_axes(backend: str) -> None:
     assert ek.cross_entropy(many, np.full((1, 2, 1, 3, 1), 3), reduction="none").shape == (1, 2, 1, 3, 1)
     assert ek.logsumexp(np.zeros((3, 0, 7))).shape == (3, 0)
     assert ek.softmax(np.zeros((3, 0, 7))).shape == (3, 0, 7)
+    for shape in ((0,), (0, 3), (3, 0)):
+        for _ in range(2):
+            assert ek.information(np.zeros(shape)).shape == shape
+            assert ek.binary_cross_entropy(np.zeros(shape), np.zeros(shape), reduction="none").shape == shape
+            assert np.isnan(ek.kl_estimate(np.zeros(shape), np.zeros(shape)))
 
 
 def test_kl_broadcasts_both_ways(backend: str) -> None:

@@ -131,6 +131,26 @@ def test_strided_outputs(backend: str) -> None:
     assert (line.reshape(N, 3)[:, :2] == 7).all()
 
 
+def test_packed_outputs(backend: str) -> None:
+    """Fields of packed records: no multiple of an element lies between two of them."""
+    kind = [("a", np.float64), ("b", np.int8)]
+    for function, (compute, maps) in CALLS.items():
+        want = results(compute(X, reduction="none", **ask(maps, function)))
+        record = np.zeros(X.shape, kind)
+        record["a"] = X
+        given = {name: np.zeros(X.shape, kind)["a"] for name in maps}
+        out = np.zeros(want[0].shape, kind)["a"]
+        for value, expected in zip(
+            results(compute(record["a"], reduction="none", out=out, **given)), want, strict=True
+        ):
+            np.testing.assert_array_equal(value, expected)
+        want = results(compute(X, reduction="none", **ask(maps[:1], function)))
+        compute(record["a"], reduction="none", grad_out=record["a"])
+        np.testing.assert_array_equal(record["a"], want[1])
+    out = np.zeros(X.shape, kind)["a"]
+    np.testing.assert_array_equal(ek.softmax(X, out=out), ek.softmax(X))
+
+
 def test_score_outputs(backend: str) -> None:
     out, grad, hess = np.empty(N), np.empty((N, K)), np.empty((N, K))
     got = ek.score(X, Y, outputs=("lse",), out=out, grad_out=grad, hess_out=hess)

@@ -46,9 +46,14 @@ def map_dtypes(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], ...]:
     return (dtype, np.dtype(np.float32)) if is_half(dtype) else (dtype,)
 
 
+def is_masked(value: Any) -> bool:
+    """Whether `value` is a masked array; asked only of types that can be, since `np.ma` is a slow import."""
+    return type(value) is not np.ndarray and isinstance(value, np.ndarray) and isinstance(value, np.ma.MaskedArray)
+
+
 def asarray(name: str, value: Any) -> Array:
     """A plain, native-endian `ndarray` over the memory of `value` (a copy only of what is not an array)."""
-    if isinstance(value, np.ma.MaskedArray):
+    if is_masked(value):
         raise TypeError(
             f"{name} is a masked array, whose mask would be lost; pass {name}.filled(...) "
             "and give masked rows sample_weight 0 or ignore_index"
@@ -167,7 +172,7 @@ def output(
             return np.empty_like(like, dtype=dtypes[0], subok=False)
         return np.empty(shape, dtypes[0])
     allowed = " or ".join(str(d) for d in dict.fromkeys(dtypes))
-    if not isinstance(given, np.ndarray) or isinstance(given, np.ma.MaskedArray):
+    if not isinstance(given, np.ndarray) or is_masked(given):
         raise TypeError(f"{name} is a {type(given).__name__}; pass a NumPy array of shape {shape}, dtype {allowed}")
     if given.shape != shape:
         raise ValueError(f"{name} has shape {given.shape}; the result has shape {shape}")

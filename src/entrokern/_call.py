@@ -7,7 +7,7 @@ backend and finishes the reduction. A backend never sees user input that has not
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from . import _arrays, _dispatch, _options
 from ._arrays import Array, flat_chunk
 
 CHUNK = 1 << 16  # rows per step wherever the host itself walks over rows
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 @dataclass(slots=True)
@@ -29,13 +30,13 @@ class Call:
 
     quantity: str
     x: Array
-    form: str = "logits"
     y: Array | None = None  # dense target of CE and BCE, second operand of a divergence
-    y_form: str = "probs"
     labels: Array | None = None
-    class_weight: Array | None = None
     sample_weight: Array | None = None
+    class_weight: Array | None = None
     pos_weight: Array | None = None
+    form: str = "logits"
+    y_form: str = "probs"
     label_smoothing: float = 0.0
     ignore_index: int | None = None
     temperature: float = 1.0
@@ -45,10 +46,11 @@ class Call:
     js_weight: float = 0.5
     estimator: str = "k1"
     elementwise: bool = False  # every element is a row of its own
+    total: bool = False  # whether the sum of the losses is asked for
     rows: dict[str, Array] = field(default_factory=dict)  # row results asked for, by name
     maps: dict[str, Array] = field(default_factory=dict)  # (n, k) results asked for, by name
     map_scale: float = 1.0  # gradients are of the value returned: 1 / denominator for a mean
-    total: bool = False  # whether the sum of the losses is asked for
+    prepared: Callable[[Call], float] | None = None  # what a backend made ready for this call and those like it
 
     @property
     def k(self) -> int:
@@ -132,11 +134,17 @@ def counted_chunk(call: Call, start: int, stop: int) -> Array:
     return s
 
 
+def counts_every_row(call: Call) -> bool:
+    """Whether each row counts as 1, so that a mean's denominator is known without a look at the data."""
+    weighted = call.labels is not None and call.class_weight is not None
+    return call.sample_weight is None and call.ignore_index is None and not weighted
+
+
 def denominator(call: Call) -> float:
     """What a mean divides by: ``Σ s_i·w_{y_i}`` for labels, ``Σ s_i`` else, over the rows that count."""
-    weighted = call.labels is not None and call.class_weight is not None
-    if call.sample_weight is None and call.ignore_index is None and not weighted:
+    if counts_every_row(call):
         return float(call.n_rows)
+    weighted = call.labels is not None and call.class_weight is not None
     total = 0.0
     for start, stop in chunks(call.n_rows):
         s = counted_chunk(call, start, stop)
@@ -158,6 +166,36 @@ class Map(NamedTuple):
     in_place_of: str = ""  # the operand that the output may be
 
 
+def one_or_all(outputs: Sequence[Array]) -> Any:
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+@dataclass(slots=True)
+class Job:
+    """A checked call and where its results go: what the checks of a public function end in.
+
+    `given` are the user's own output arrays: they are filled with NaN where a target turns out to be
+    out of range after work has begun, so that no half-written result can pass for a whole one.
+    """
+
+    call: Call
+    outputs: Sequence[Array]  # the reduced loss (0-d) first
+    reduction: str = "none"
+    on_empty: str = "nan"
+    given: Sequence[Array] = ()
+    in_place: bool = False
+    deliver: Callable[[Sequence[Array]], Any] = one_or_all  # what the caller gets of the outputs
+
+    @property
+    def reduced(self) -> bool:
+        return self.reduction != "none"
+
+    def run(self) -> Any:
+        result = self.outputs[0] if self.reduced else None
+        execute(self.call, self.reduction, self.on_empty, result, self.given, self.in_place)
+        return self.deliver(self.outputs)
+
+
 def compute(
     call: Call,
     dtype: np.dtype[Any],
@@ -169,7 +207,7 @@ def compute(
     inputs: dict[str, Any],
     shape: tuple[int, ...] | None = None,
 ) -> Any:
-    """Allocate or check the outputs of a loss, run the call, return the loss and the maps in order.
+    """The job of a loss, its outputs allocated or checked: the loss and the maps in order.
 
     `dtype` is the operands' and `shape` the batch shape where it is not that of `call`'s rows.
     """
@@ -192,44 +230,30 @@ def compute(
         call.rows["loss"] = np.atleast_1d(loss) if call.elementwise else loss
     for name, array in arrays.items():
         call.maps[name] = _arrays.classes_last(np.atleast_1d(array), axis)
-    execute(
-        call,
-        reduction=reduction,
-        on_empty=on_empty,
-        result=loss if reduced else None,
-        given=tuple(given),
-        in_place=in_place,
-    )
-    return (loss, *arrays.values()) if arrays else loss
+    return Job(call, (loss, *arrays.values()), reduction, on_empty, given, in_place)
 
 
 def compute_maps(call: Call, x: Array, axis: int = -1, **given: Any) -> Any:
-    """Run a call whose one result is a map of `x`'s shape; the keyword names it and gives its `out`."""
+    """The job of a call whose one result is a map of `x`'s shape; the keyword names it and gives its `out`."""
     ((name, out),) = given.items()
     result = _arrays.output("out", out, x.shape, _arrays.map_dtypes(x.dtype), like=x)
     if out is not None:
         _arrays.refuse_overlap({"out": result}, {"x": x}, {"out": "x"})
     call.maps[name] = _arrays.classes_last(np.atleast_1d(result), axis % max(x.ndim, 1))
-    execute(call)
-    return result
+    return Job(call, (result,), given=() if out is None else (result,))
 
 
 def execute(
     call: Call,
-    *,
     reduction: str = "none",
     on_empty: str = "nan",
     result: Array | None = None,
-    given: tuple[Array, ...] = (),
+    given: Sequence[Array] = (),
     in_place: bool = False,
 ) -> None:
-    """Run `call` on its backend; with a reduction, write the reduced loss into `result` (0-d).
-
-    `given` are the user's own output arrays: they are filled with NaN where a target turns out to be
-    out of range after work has begun, so that no half-written result can pass for a whole one.
-    """
+    """Run `call` on its backend; with a reduction, write the reduced loss into `result` (0-d)."""
     mean_gradient = reduction == "mean" and bool(call.maps)
-    if mean_gradient or in_place:
+    if in_place or (mean_gradient and (given or not counts_every_row(call))):
         check_targets(call)  # nothing has been written: raise with every array untouched
     scale = denominator(call) if mean_gradient else math.nan
     if mean_gradient:
@@ -255,8 +279,11 @@ def execute(
                 raise_empty()
             total, scale = (0.0, 1.0) if on_empty == "zero" else (math.nan, 1.0)
         total /= scale
-    with np.errstate(all="ignore"):
+    if SMALLEST <= abs(total) <= LARGEST:
         result[...] = total
+    else:
+        with np.errstate(all="ignore"):  # a step that costs more than all others here
+            result[...] = total
 
 
 def raise_empty() -> None:

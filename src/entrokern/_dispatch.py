@@ -5,12 +5,14 @@ A new backend is one row in `BACKENDS` and one module (or folder) with a functio
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import array_api_compat as compat
+import numpy as np
 
 from . import _call
 
@@ -46,6 +48,9 @@ LIBRARIES: dict[str, Callable[[Any], bool]] = {
     "sparse": compat.is_pydata_sparse_array,
 }
 
+# Types that need no such test: what most calls come with.
+PLAIN = {np.ndarray, type(None), list, tuple, int, float}
+
 _override: str | None = None
 
 
@@ -54,6 +59,8 @@ def library_of(**arrays: Any) -> str:
 
     Raises ``TypeError`` for arrays of two libraries, and for a library without a backend.
     """
+    if PLAIN.issuperset(map(type, arrays.values())):
+        return "numpy"
     found: dict[str, str] = {}
     for name, array in arrays.items():
         library = next((lib for lib, is_array in LIBRARIES.items() if is_array(array)), None)
@@ -85,7 +92,12 @@ def chosen(library: str = "numpy") -> str:
 
 
 def backend(library: str = "numpy") -> Backend:
-    module: Any = importlib.import_module(BACKENDS[chosen(library)].module)
+    return _module(chosen(library))
+
+
+@functools.cache
+def _module(name: str) -> Backend:
+    module: Any = importlib.import_module(BACKENDS[name].module)
     return module
 
 

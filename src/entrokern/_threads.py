@@ -7,6 +7,7 @@ when several threads call at once and after a fork, and a chunk is the same whoe
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -73,13 +74,26 @@ def _helpers(count: int) -> ThreadPoolExecutor:
         return _pool
 
 
+def sum_chunks(count: int, work: Callable[[int], float]) -> float:
+    """The sum of ``work(0) … work(count - 1)``, whoever computed them."""
+    if count == 1:
+        return work(0)
+    sums = [0.0] * count
+
+    def run(i: int) -> None:
+        sums[i] = work(i)
+
+    run_chunks(count, run)
+    return math.fsum(sums)
+
+
 def run_chunks(count: int, work: Callable[[int], None]) -> None:
     """Call ``work(0) … work(count - 1)``, spread over the threads.
 
     If a call raises, chunks not yet begun are dropped, running ones are awaited, and the exception of
     the lowest chunk is raised: when this function ends, no thread works for it any more.
     """
-    threads = min(num_threads(), count)
+    threads = min(num_threads(), count) if count > 1 else 1  # how many there are is a file's read away
     if threads <= 1:
         for i in range(count):
             work(i)

@@ -1,18 +1,21 @@
-"""The public losses: document, normalise the call, hand it to the backend.
+"""The public losses: document, normalise the call, return its `Job`, which `planned` runs and remembers.
 
 The formulas are in `reference.py` (the definition) and `_formulas.py` (what the kernels compile).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from . import _arrays, _options, _validate
 from ._arrays import Array
-from ._call import Call, Map, compute, compute_maps, execute
+from ._call import Call, Job, Map, compute, compute_maps
 from ._dispatch import library_of
+from ._plans import planned
 
 ArrayLike: TypeAlias = Any
 Form: TypeAlias = Literal["logits", "log_probs", "probs"]
@@ -20,6 +23,7 @@ Reduction: TypeAlias = Literal["none", "sum", "mean"]
 OnEmpty: TypeAlias = Literal["nan", "zero", "raise"]
 
 
+@planned
 def information(p: ArrayLike, *, base: float | None = None, out: Array | None = None, validate: bool = False) -> Array:
     """Information content of probabilities, elementwise: ``I(p) = -log p``.
 
@@ -59,10 +63,11 @@ def information(p: ArrayLike, *, base: float | None = None, out: Array | None = 
     if _options.flag("validate", validate):
         _validate.not_negative("p", x)
     call = Call("information", np.atleast_1d(x), form="probs", unit=_options.unit_of_base(base))
-    result: Array = compute_maps(call, x, information=out)
-    return result
+    job: Any = compute_maps(call, x, information=out)
+    return job
 
 
+@planned
 def entropy(
     p: ArrayLike,
     *,
@@ -141,6 +146,7 @@ def entropy(
     return compute(call, x.dtype, axis, reduction, "nan", out, outputs, {"p": x, "sample_weight": sample_weight})
 
 
+@planned
 def cross_entropy(
     x: ArrayLike,
     target: ArrayLike,
@@ -312,6 +318,7 @@ def refuse_hessian(call: Call) -> None:
             raise ValueError(f"return_hess with {name}={value!r} is not offered; leave one of them out")
 
 
+@planned
 def binary_cross_entropy(
     x: ArrayLike,
     target: ArrayLike,
@@ -440,6 +447,7 @@ def binary_cross_entropy(
     return compute(call, array.dtype, class_axis, reduction, on_empty, out, outputs, inputs, shape)
 
 
+@planned
 def kl_divergence(
     p: ArrayLike,
     q: ArrayLike,
@@ -515,6 +523,7 @@ def kl_divergence(
     )  # fmt: skip
 
 
+@planned
 def js_divergence(
     p: ArrayLike,
     q: ArrayLike,
@@ -622,7 +631,7 @@ def _divergence(
         shape = np.broadcast_shapes(a.shape, b.shape)
     except ValueError:
         raise ValueError(f"p of shape {a.shape} and q of shape {b.shape} do not broadcast together") from None
-    wide_a, wide_b = np.broadcast_to(a, shape), np.broadcast_to(b, shape)
+    wide_a, wide_b = (v if v.shape == shape else np.broadcast_to(v, shape) for v in (a, b))
     axis = _arrays.class_axis(wide_a, axis, "p and q")
     view_a, view_b = _arrays.classes_last(wide_a, axis), _arrays.classes_last(wide_b, axis)
     call = Call(
@@ -668,6 +677,7 @@ def _gradient_sides(return_grad: bool | str, grad_out: Any) -> tuple[tuple[str, 
     return sides, {sides[0]: grad_out}
 
 
+@planned
 def kl_estimate(
     log_p: ArrayLike,
     log_q: ArrayLike,
@@ -716,7 +726,7 @@ def kl_estimate(
     _options.choice("estimator", estimator, _options.ESTIMATORS)
     a, b = _arrays.as_floating("log_p", log_p), _arrays.as_floating("log_q", log_q)
     try:
-        a, b = np.broadcast_arrays(a, b)
+        a, b = (a, b) if a.shape == b.shape else np.broadcast_arrays(a, b)
     except ValueError:
         raise ValueError(f"log_p of shape {a.shape} and log_q of shape {b.shape} do not broadcast together") from None
     if _options.flag("validate", validate):
@@ -725,10 +735,11 @@ def kl_estimate(
     x, y = np.atleast_1d(a), np.atleast_1d(b)
     call = Call("kl_estimate", x, form="log_probs", y=y, estimator=estimator, elementwise=True)
     dtype = _arrays.common_dtype(log_p=a, log_q=b)
-    result: Array = compute(call, dtype, max(a.ndim - 1, 0), reduction, "nan", None, {}, {}, shape=a.shape)
-    return result
+    job: Any = compute(call, dtype, max(a.ndim - 1, 0), reduction, "nan", None, {}, {}, shape=a.shape)
+    return job
 
 
+@planned
 def perplexity(
     x: ArrayLike,
     target: ArrayLike,
@@ -782,6 +793,10 @@ def perplexity(
     # In float64 to the end: the exponential would multiply the rounding of a float32 mean.
     mean = np.empty((), np.float64)
     call.total = True
-    execute(call, reduction="mean", on_empty=on_empty, result=mean)
+    job: Any = Job(call, (mean,), "mean", on_empty, deliver=partial(_exp, _arrays.row_dtype(array.dtype)))
+    return job
+
+
+def _exp(dtype: np.dtype[Any], outputs: Sequence[Array]) -> Array:
     with np.errstate(over="ignore"):
-        return np.asarray(np.exp(mean), _arrays.row_dtype(array.dtype))
+        return np.asarray(np.exp(outputs[0]), dtype)

@@ -6,10 +6,12 @@ from typing import Any
 
 from . import _arrays, _options
 from ._arrays import Array
-from ._call import Call, compute_maps, execute
+from ._call import Call, Job, compute_maps
 from ._dispatch import library_of
+from ._plans import planned
 
 
+@planned
 def logsumexp(x: Any, *, axis: int = -1, out: Array | None = None, validate: bool = False) -> Array:
     """``log Σ_c e^(x_c)`` of each row.
 
@@ -50,10 +52,11 @@ def logsumexp(x: Any, *, axis: int = -1, out: Array | None = None, validate: boo
     if out is not None:
         _arrays.refuse_overlap({"out": result}, {"x": array}, {})
     call.rows["lse"] = result
-    execute(call)
-    return result
+    job: Any = Job(call, (result,), given=() if out is None else (result,))
+    return job
 
 
+@planned
 def log_softmax(x: Any, *, axis: int = -1, out: Array | None = None, validate: bool = False) -> Array:
     """``x - logsumexp(x)`` along the class axis.
 
@@ -89,10 +92,11 @@ def log_softmax(x: Any, *, axis: int = -1, out: Array | None = None, validate: b
     array([-4.00000000e+01, -4.24835426e-18])
     """
     array, axis = _operand(x, axis, out, validate)
-    result: Array = compute_maps(Call("softmax", _arrays.classes_last(array, axis)), array, axis, log_softmax=out)
-    return result
+    job: Any = compute_maps(Call("softmax", _arrays.classes_last(array, axis)), array, axis, log_softmax=out)
+    return job
 
 
+@planned
 def softmax(x: Any, *, axis: int = -1, out: Array | None = None, validate: bool = False) -> Array:
     """``e^(x_c) / Σ_j e^(x_j)`` along the class axis.
 
@@ -129,8 +133,8 @@ def softmax(x: Any, *, axis: int = -1, out: Array | None = None, validate: bool 
     array([0.5, 0.5])
     """
     array, axis = _operand(x, axis, out, validate)
-    result: Array = compute_maps(Call("softmax", _arrays.classes_last(array, axis)), array, axis, softmax=out)
-    return result
+    job: Any = compute_maps(Call("softmax", _arrays.classes_last(array, axis)), array, axis, softmax=out)
+    return job
 
 
 def _operand(x: Any, axis: Any, out: Any, validate: Any) -> tuple[Array, int]:

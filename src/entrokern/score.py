@@ -10,8 +10,9 @@ import numpy as np
 
 from . import _arrays, _options
 from ._arrays import Array
-from ._call import execute
+from ._call import Job
 from ._dispatch import library_of
+from ._plans import planned
 from .losses import cross_entropy_call, refuse_hessian
 
 OUTPUTS = ("loss", "lse", "log_prob", "entropy", "argmax", "rank", "max_prob", "grad", "hess")
@@ -49,6 +50,7 @@ class Score:
     hess: Array | None = None
 
 
+@planned
 def score(
     x: Any,
     target: Any = None,
@@ -144,8 +146,14 @@ def score(
         {"x": array, "target": target, "class_weight": class_weight, "sample_weight": sample_weight},
         {"grad_out": "x"},
     )
-    execute(call, given=tuple(users.values()), in_place=bool(in_place))
-    return Score(**results)
+    job: Any = Job(
+        call,
+        tuple(results.values()),
+        given=tuple(users.values()),
+        in_place=bool(in_place),
+        deliver=lambda outputs: Score(**dict(zip(names, outputs, strict=True))),
+    )
+    return job
 
 
 def _names(outputs: Sequence[str] | str | None, *, targeted: bool, labelled: bool) -> list[str]:

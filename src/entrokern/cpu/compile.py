@@ -120,7 +120,8 @@ class DiskCache(caching._Cache):
         return (None if folder is None else folder / name), key
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        target_context.refresh()
+        # The context is not refreshed: that loads all that a compilation may need, SciPy's BLAS among it, and
+        # takes longer than all else here. A compiled kernel needs none of it, nor Numba's runtime (`_nrt` is off).
         try:
             file, key = self._file(sig, target_context.codegen())
             if file is None:

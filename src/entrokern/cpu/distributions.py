@@ -103,10 +103,10 @@ def entropy_block(n, stage):
 
 
 @kernel
-def entropy_rows(x, geometry, first, n, k, form, unit, map_scale, weights, stage, results, grad, grad_geometry):
-    """Entropy of rows of probabilities or log-probabilities, and its gradient (``None``: not wanted)."""
+def entropy_rows(x, geometry, first, rows, k, form, unit, map_scale, weights, stage, results, grad, grad_geometry):
+    """Entropy of the given rows of probabilities or log-probabilities, and its gradient (``None``: not wanted)."""
     stride = geometry[CLASS_STRIDE]
-    for i in range(n):
+    for i in rows:
         weight = weights[i] if weights.size else 1.0
         start = row_start(geometry, first + i)
         loss = 0.0
@@ -173,10 +173,10 @@ def cross_entropy_block(n, log_Z, stage):
 
 @kernel
 def cross_entropy_rows(
-    x, geometry, y, y_geometry, first, n, k, form, labels, ignore, weights, class_weight, smoothing, temperature,
+    x, geometry, y, y_geometry, first, rows, k, form, labels, ignore, weights, class_weight, smoothing, temperature,
     cap, z_loss, unit, map_scale, stage, results, kind, out, out_geometry,
 ):  # fmt: skip
-    """CE of rows against dense targets (`labels` empty) or labels, in any form; kind 0 gradient, 1 Hessian.
+    """CE of the given rows against dense targets (`labels` empty) or labels, in any form; kind 0 gradient, 1 Hessian.
 
     Returns the index of the first bad label, before anything is computed, or -1.
     """
@@ -185,7 +185,7 @@ def cross_entropy_rows(
         return bad
     inv_T, scale, dense = 1.0 / temperature, LOG2E / temperature, labels.size == 0
     stride, y_stride = geometry[CLASS_STRIDE], y_geometry[CLASS_STRIDE]
-    for i in range(n):
+    for i in rows:
         label = -1 if dense else class_of(labels[i], ignore)
         weight = weights[i] if weights.size and label != -2 else (0.0 if label == -2 else 1.0)
         if weight == 0.0:

@@ -146,15 +146,15 @@ def write_gradient(n, slopes, probabilities, form, total, factor, out, start, st
 
 @kernel
 def divergence_rows(
-    x, x_geometry, y, y_geometry, first, n, k, js, w, p_form, q_form, temperature, unit, map_scale, weights, stage,
+    x, x_geometry, y, y_geometry, first, rows, k, js, w, p_form, q_form, temperature, unit, map_scale, weights, stage,
     results, grad_p, grad_p_geometry, grad_q, grad_q_geometry,
 ):  # fmt: skip
-    """KL (or, with `js`, Jensen-Shannon) divergence of rows, and its gradients (``None``: not wanted)."""
+    """KL (or, with `js`, Jensen-Shannon) divergence of the given rows, and its gradients (``None``: not wanted)."""
     inv_T, scale = 1.0 / temperature, LOG2E / temperature
     x_stride, y_stride = x_geometry[CLASS_STRIDE], y_geometry[CLASS_STRIDE]
     of_logs = p_form != PROBS and q_form != PROBS
     logs = p_form != PROBS or q_form != PROBS  # two tables of probabilities are compared by their quotient
-    for i in range(n):
+    for i in rows:
         weight = weights[i] if weights.size else 1.0
         x_start, y_start = row_start(x_geometry, first + i), row_start(y_geometry, first + i)
         m_p, L_p, S_p = normaliser(x, x_start, x_stride, k, p_form, scale, 0.0, stage)

@@ -24,7 +24,7 @@ ROW_RESULTS = ("loss", "lse", "log_prob", "entropy", "argmax", "rank", "max_prob
 LOSS, LSE, LOG_PROB, ENTROPY, ARGMAX, RANK, MAX_PROB = range(7)
 
 # Scalar options, in one float64 array.
-INV_TEMPERATURE, UNIT, SMOOTHING, Z_LOSS, CAP, MAP_SCALE, W_MEAN, STREAMING = range(8)
+INV_TEMPERATURE, UNIT, SMOOTHING, Z_LOSS, CAP, MAP_SCALE, W_MEAN = range(7)
 
 LN2 = 0.6931471805599453
 

@@ -23,7 +23,6 @@ from .finish import (
     RANK,
     SMOOTHING,
     SPREAD,
-    STREAMING,
     UNIT,
     WEIGHT,
     Y_LOGIT,
@@ -44,8 +43,8 @@ from .memory import (
     prefetch_to_write,
     store,
     store_columns,
-    store_first,
     store_next,
+    store_short_columns,
     vector,
     width,
 )
@@ -54,6 +53,7 @@ from .simd import BYTES, any_lane, larger, like_vector, magnitude, where
 from .statistics import others
 
 CHECKED = 4096  # labels checked at once, still in cache when they are used
+EARLY = 8  # classes
 PARTIAL = 16  # classes summed before their sum is added to the others': half the rounding
 
 
@@ -97,25 +97,46 @@ def fill_tile(x, geometry, row, start, step, count, k, tile, like):
 
 
 @inline
-def prefetch_class(x, geometry, start, step, c, rows):
-    """Ask for what the tile after the next will need: the c-th part of it."""
-    stride = geometry[CLASS_STRIDE]
-    ahead = start + 2 * rows * step + c * (rows if stride == 1 else stride)
-    prefetch(x, ahead)
-    prefetch(x, ahead + rows // 2)
+def look_ahead(x, stride, start, step, c, k, tile, like, filling):
+    """Do the c-th part of what the next tiles will need, while this one is computed.
+
+    Of rows side by side, the next tile's class c is brought in (`filling`), asked for only `EARLY` classes
+    before: lines a power of two apart would drive each other out of the cache if asked for sooner. Else
+    lines of the tile after the next are asked for.
+    """
+    w = width(like)
+    if filling:
+        early = start + 2 * w + (c + EARLY) * stride if c + EARLY < k else start + 4 * w + (c + EARLY - k) * stride
+        prefetch(x, early)
+        prefetch(x, early + w)
+        store(tile, c * 2 * w, load(x, start + 2 * w + c * stride, like))
+        store(tile, c * 2 * w + w, load(x, start + 3 * w + c * stride, like))
+    else:
+        ahead = start + 4 * w * step + c * (2 * w if stride == 1 else stride)
+        prefetch(x, ahead)
+        prefetch(x, ahead + w)
 
 
 @inline
-def store_tile(tile, out, geometry, row, count, k, like, streaming, work):
+def in_one_line(geometry, step, k):
+    """Whether rows follow one another without a gap."""
+    return geometry[CLASS_STRIDE] == 1 and step == k
+
+
+@inline
+def store_tile(tile, out, geometry, row, count, k, like, line):
+    """Write a tile to `out`; rows without a gap only to `line`, from where they are copied a tile later:
+    what has just been stored in parts cannot be loaded as a whole before it has reached the cache."""
     w, stride = width(like), geometry[CLASS_STRIDE]
     start, step = row_start(geometry, row), row_step(geometry, row, count)
-    if stride == 1 and step == k:
-        # Rows without a gap are one line: put together in L1, then written in whole vectors.
+    if in_one_line(geometry, step, k):
         for g in range(0, min(count, 2 * w), w):
+            if k <= w:
+                store_short_columns(tile, g, 2 * w, line, g * k, k, like)
+                continue
             for c in range(0, k, w):
-                store_columns(tile, c * 2 * w + g, 2 * w, work, g * k + c, k, count - g, k - c, like)
-        prefetch_to_write(out, start + 3 * 2 * w * k)  # the line that two tiles share, not written whole
-        copy_out(work, count * k, out, start, like, streaming)
+                store_columns(tile, c * 2 * w + g, 2 * w, line, g * k + c, k, count - g, k - c, like)
+        prefetch_to_write(out, start + 6 * w * k)  # the cache line that two tiles share, not written whole
     elif step == 1:
         for c in range(k):
             store_next(out, start + c * stride, count, load(tile, c * 2 * w, like))
@@ -145,7 +166,7 @@ def tile_max(tile, k, like):
 
 
 @inline
-def tile_sums(tile, k, scale, m_a, m_b, y_a, y_b, x, geometry, start, step):
+def tile_sums(tile, k, scale, m_a, m_b, y_a, y_b, x, stride, start, step, other, filling):
     """Each row's ``S``, the largest logit left out, and its label's logit."""
     w = width(m_a)
     zero = like_vector(0.0, m_a)
@@ -153,7 +174,7 @@ def tile_sums(tile, k, scale, m_a, m_b, y_a, y_b, x, geometry, start, step):
     for low in range(0, k, PARTIAL):
         sum_a, sum_b = zero, zero
         for c in range(low, min(k, low + PARTIAL)):
-            prefetch_class(x, geometry, start, step, c, 2 * w)
+            look_ahead(x, stride, start, step, c, k, other, m_a, filling)
             a, b = load(tile, c * 2 * w, m_a), load(tile, c * 2 * w + w, m_a)
             sum_a, ties_a = others(a, m_a, raised_exp2((a - m_a) * scale), sum_a, ties_a)
             sum_b, ties_b = others(b, m_b, raised_exp2((b - m_b) * scale), sum_b, ties_b)
@@ -165,18 +186,37 @@ def tile_sums(tile, k, scale, m_a, m_b, y_a, y_b, x, geometry, start, step):
 
 
 @inline
-def tile_statistics(tile, at, k, scale, m, y_logit):
-    """Of one vector of rows: ``Σ e^(z-m)·log2 e^(z-m)``, the first largest logit, how many are above the label's."""
+def tile_statistics(tile, k, scale, m_a, m_b, x, stride, start, step, other, filling):
+    """Each row's ``S`` and ``Σ e^(z-m)·log2 e^(z-m)``."""
+    w = width(m_a)
+    zero = like_vector(0.0, m_a)
+    S_a, S_b, ties_a, ties_b, spread_a, spread_b = zero, zero, zero, zero, zero, zero
+    for low in range(0, k, PARTIAL):
+        sum_a, sum_b, part_a, part_b = zero, zero, zero, zero
+        for c in range(low, min(k, low + PARTIAL)):
+            look_ahead(x, stride, start, step, c, k, other, m_a, filling)
+            a, b = load(tile, c * 2 * w, m_a), load(tile, c * 2 * w + w, m_a)
+            t_a, t_b = clipped((a - m_a) * scale), clipped((b - m_b) * scale)
+            e_a, e_b = raised_exp2(t_a), raised_exp2(t_b)
+            sum_a, ties_a = others(a, m_a, e_a, sum_a, ties_a)
+            sum_b, ties_b = others(b, m_b, e_b, sum_b, ties_b)
+            part_a, part_b = part_a + e_a * t_a, part_b + e_b * t_b
+        S_a, S_b, spread_a, spread_b = S_a + sum_a, S_b + sum_b, spread_a + part_a, spread_b + part_b
+    return lowered(S_a) + (ties_a - 1.0), lowered(S_b) + (ties_b - 1.0), lowered(spread_a), lowered(spread_b)
+
+
+@inline
+def tile_ranks(tile, at, k, m, y):
+    """Of one vector of rows: the label's logit, the first largest logit, how many are above the label's."""
     step = 2 * width(m)
     zero = like_vector(0.0, m)
-    spread, argmax, above = zero, zero, zero
+    y_logit, argmax, above = zero, zero, zero
     for c in range(k - 1, -1, -1):
-        x = load(tile, c * step + at, m)
-        t = clipped((x - m) * scale)
-        spread += exp2_below(t) * t
-        argmax = where(x == m, like_vector(c, m), argmax)
-        above = where(x > y_logit, above + 1.0, above)
-    return spread, argmax, above
+        x, this = load(tile, c * step + at, m), like_vector(c, m)
+        y_logit, argmax = where(y == this, x, y_logit), where(x == m, this, argmax)
+    for c in range(k):
+        above = where(load(tile, c * step + at, m) > y_logit, above + 1.0, above)
+    return y_logit, argmax, above
 
 
 @inline
@@ -221,7 +261,7 @@ def true_class_gradient(sums, m, y_logit, scale, factor):
 @inline
 def write_tile(
     kind, tile, x, geometry, first, low, count, k, labels, ignore, weights, records, options, scale, weighed,
-    out, out_geometry, work,
+    out, out_geometry, line,
 ):  # fmt: skip
     """Turn a tile of logits into the map `kind` and write it to `out`."""
     v = vector(scale)
@@ -252,18 +292,22 @@ def write_tile(
                 elif S_r != S_r or not (-np.inf < m_r < np.inf):
                     start = row_start(geometry, first + low + r)
                     undefined_row(kind, x, start, geometry[CLASS_STRIDE], k, m_r, tile, r, 2 * w)
-    store_tile(tile, out, out_geometry, first + low, count, k, v, options[STREAMING] != 0.0, work)
+    store_tile(tile, out, out_geometry, first + low, count, k, v, line)
 
 
 @kernel
 def softmax_lanes(
-    x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, tile, records, wanted, result,
-    details, summed, more, kind, out, out_geometry, work,
+    x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, tiles, records, wanted, result,
+    details, summed, more, kind, out, out_geometry, streaming, work,
 ):  # fmt: skip
     """The work of `rows.softmax_rows` for plain logits (no softcap), tile by tile."""
     v = vector(scale)
     w = width(v)
     none, total = like_vector(-1.0, v), 0.0
+    stride, half, filling = geometry[CLASS_STRIDE], tiles.size // 2, False
+    tile, other = view(tiles, 0, half), view(tiles, half, half)
+    line, last_line = view(work, 0, work.size // 2), view(work, work.size // 2, work.size // 2)
+    waiting, place = 0, 0
     for low in range(0, n, 2 * w):
         count = min(2 * w, n - low)
         if labels.size and low % CHECKED == 0:
@@ -271,27 +315,38 @@ def softmax_lanes(
             if bad >= 0:
                 return low + bad, 0.0
         start, step = row_start(geometry, first + low), row_step(geometry, first + low, count)
-        fill_tile(x, geometry, first + low, start, step, count, k, tile, v)
+        tile, other = other, tile
+        if not filling:
+            fill_tile(x, geometry, first + low, start, step, count, k, tile, v)
+        filling = low + 4 * w <= n and step == 1 and row_step(geometry, first + low, 4 * w) == 1
         y_a, y_b = none, none
         if labels.size:
             y_a, y_b = load_next(labels, low, count, none), load_next(labels, low + w, count - w, none)
         m_a, m_b = tile_max(tile, k, v)
-        S_a, S_b, logit_a, logit_b = tile_sums(tile, k, scale, m_a, m_b, y_a, y_b, x, geometry, start, step)
+        if more:
+            S_a, S_b, spread_a, spread_b = tile_statistics(
+                tile, k, scale, m_a, m_b, x, stride, start, step, other, filling
+            )
+            store(records, SPREAD * GROUP, spread_a)
+            store(records, SPREAD * GROUP + w, spread_b)
+        else:
+            S_a, S_b, logit_a, logit_b = tile_sums(
+                tile, k, scale, m_a, m_b, y_a, y_b, x, stride, start, step, other, filling
+            )
+            store(records, Y_LOGIT * GROUP, logit_a)
+            store(records, Y_LOGIT * GROUP + w, logit_b)
         store(records, S * GROUP, S_a)
         store(records, S * GROUP + w, S_b)
         store(records, MAX * GROUP, m_a)
         store(records, MAX * GROUP + w, m_b)
-        store(records, Y_LOGIT * GROUP, logit_a)
-        store(records, Y_LOGIT * GROUP + w, logit_b)
-        if more:
+        if more and (labels.size or details.size):
             for at in range(0, 2 * w, w):
-                m = load(records, MAX * GROUP + at, v)
-                y_logit = load(records, Y_LOGIT * GROUP + at, v)
-                spread, argmax, above = tile_statistics(tile, at, k, scale, m, y_logit)
-                store(records, SPREAD * GROUP + at, spread)
+                y = load_next(labels, low + at, count - at, none) if labels.size else none
+                y_logit, argmax, above = tile_ranks(tile, at, k, load(records, MAX * GROUP + at, v), y)
+                store(records, Y_LOGIT * GROUP + at, y_logit)
                 if details.size:
-                    store_first(details, ARGMAX * n + low + at, count - at, argmax)
-                    store_first(details, RANK * n + low + at, count - at, above)
+                    store_next(details, ARGMAX * n + low + at, count - at, argmax)
+                    store_next(details, RANK * n + low + at, count - at, above)
         if options[SMOOTHING] > 0.0:
             for at in range(0, 2 * w, w):
                 m = load(records, MAX * GROUP + at, v)
@@ -304,10 +359,16 @@ def softmax_lanes(
             weighed = has_weights(ignore, weights, class_weight)
             write_tile(
                 kind, tile, x, geometry, first, low, count, k, labels, ignore, weights, records, options, scale,
-                weighed, out, out_geometry, work,
+                weighed, out, out_geometry, line,
             )  # fmt: skip
-    if out is not None and options[STREAMING] != 0.0:
-        fence()
+            if in_one_line(out_geometry, row_step(out_geometry, first + low, count), k):
+                copy_out(last_line, waiting, out, place, v, streaming)
+                line, last_line = last_line, line
+                waiting, place = count * k, row_start(out_geometry, first + low)
+    if out is not None:
+        copy_out(last_line, waiting, out, place, v, streaming)
+        if streaming:
+            fence()
     return -1, total
 
 

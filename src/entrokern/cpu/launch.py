@@ -1,4 +1,8 @@
-"""From a call to kernels: operands, fixed chunks of rows, results into their arrays."""
+"""From a call to kernels: operands, fixed chunks of rows, results into their arrays.
+
+Everything here has two steps: what depends on the call's shapes, dtypes and options is made ready once, and
+what comes of it runs with the arrays of that call and of all calls like it. It keeps no array.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,21 @@ from typing import Any
 import numpy as np
 
 from .. import _threads as threads
-from .._arrays import Array, row_dtype
+from .._arrays import Array, flat_chunk, row_dtype
 from .._call import Call
-from .operands import Operand, column, converted, operand
+from .operands import EMPTY, FLOAT64, INT64, Layout, Operand, column, converted
+
+Arrays = dict[str, Array | None]
+Run = Callable[[Call], float]  # writes the outputs of a call like the one that it was made for
+RowWork = Callable[[Call, int, int, Array], int]
+RecordWork = Callable[[Call, int, int, Array, Array], tuple[int, float]]
+ElementWork = Callable[[Call, Arrays, int, int, int, int], float]
 
 # The cut into chunks depends on the shape alone, so that no result depends on the number of threads.
 SMALLEST, LARGEST = 1 << 18, 1 << 21  # elements of a chunk: worth a thread's while; no more than a few MB
 CHUNK_ROWS, CHUNK_RECORDS = 1 << 18, 1 << 15  # without and with several float64 results kept for each row
+
+UINT64 = np.dtype(np.uint64)
 
 
 def chunk_elements(total: int) -> int:
@@ -29,126 +41,143 @@ def chunk_rows(n: int, k: int, most: int = CHUNK_RECORDS) -> int:
 class Source:
     """An input of a kernel: in place where a kernel is compiled for its dtype, else converted by chunks."""
 
-    def __init__(self, view: Array, dtypes: tuple[Any, ...]) -> None:
-        self.view = view.view(np.uint8) if view.dtype == np.bool_ and np.uint8 in dtypes else view
-        self.whole = operand(self.view) if self.view.dtype in dtypes else None
+    def __init__(self, view: Array | None, dtypes: tuple[Any, ...]) -> None:
+        self._bools = view is not None and view.dtype == np.bool_ and np.uint8 in dtypes
+        in_place = view is not None and (self._bools or view.dtype in dtypes)
+        self._layout = Layout(self._plain(view)) if in_place else None
+        self._shape = () if view is None else view.shape
 
-    def rows(self, start: int, stop: int) -> Operand:
-        return self.whole if self.whole is not None else converted(self.view, start, stop)
+    @property
+    def geometry(self) -> Array | None:
+        """How it lies in memory; None if it is converted."""
+        return None if self._layout is None else self._layout.geometry
+
+    def _plain(self, view: Any) -> Array:
+        return view.view(np.uint8) if self._bools else view
+
+    def rows(self, view: Array | None, start: int, stop: int) -> Operand:
+        if view is None:
+            return Operand(None, None)  # type: ignore[arg-type]
+        if self._layout is None:
+            return converted(view.reshape(self._shape), start, stop)
+        return self._layout.operand(self._plain(view))
 
 
-def target(array: Array | None) -> tuple[Any, Any]:
+class Target:
     """An output of a kernel, or the pair that leaves it out."""
-    if array is None:
-        return None, None
-    return operand(array)
+
+    def __init__(self, view: Array | None) -> None:
+        self._layout = None if view is None else Layout(view)
+
+    def of(self, view: Array | None) -> tuple[Any, Any]:
+        return (None, None) if self._layout is None or view is None else self._layout.operand(view)
 
 
 def labels_and_ignored(call: Call, start: int, stop: int) -> tuple[Array, Array]:
     """Labels of rows ``start:stop`` as int64, and the label to ignore (empty: none)."""
-    labels, ignored = column(call.labels, start, stop, None), call.ignore_index
-    if labels.dtype == np.uint64:
+    ignored = call.ignore_index
+    if call.labels is None or call.labels.dtype != UINT64:
+        labels = column(call.labels, start, stop, INT64)
+        if ignored is not None and not -(2**63) <= ignored < 2**63:
+            ignored = None  # which no label equals
+    else:
+        labels = flat_chunk(call.labels, start, stop)
         # Beyond int64 all are out of range alike, but for an ignored one: -1, which no other can be.
         found = labels == ignored if ignored is not None else np.zeros(labels.shape, bool)
         labels = np.where(found, -1, np.minimum(labels, np.uint64(2**63 - 1)).astype(np.int64))
         ignored = None if ignored is None else -1
-    elif ignored is not None and not -(2**63) <= ignored < 2**63:
-        ignored = None  # which no label equals
-    return labels.astype(np.int64, copy=False), np.array([] if ignored is None else [ignored], np.int64)
+    return labels, EMPTY[INT64] if ignored is None else np.array([ignored], INT64)
 
 
 def row_weights(call: Call, start: int, stop: int) -> Array:
-    return column(call.sample_weight, start, stop, np.float64)
+    return column(call.sample_weight, start, stop, FLOAT64)
 
 
-def by_rows(call: Call, names: tuple[str, ...], work: Callable[[int, int, Array], int]) -> float:
-    """Run ``work(start, stop, results)`` over chunks of rows and deliver the results by name.
+@np.errstate(all="ignore")
+def deliver(results: list[tuple[Array, Array]], start: int, stop: int) -> None:
+    """Write the results of rows ``start:stop`` into the arrays of all rows, rounded to their dtypes."""
+    for out, values in results:
+        (out.reshape(-1) if out.flags.c_contiguous else out.flat)[start:stop] = values
+
+
+def sum_of(losses: Array) -> float:
+    return losses.item() if losses.size == 1 else float(np.add.reduce(losses))
+
+
+def by_rows(call: Call, names: tuple[str, ...], work: RowWork) -> Run:
+    """What runs ``work(call, start, stop, results)`` over chunks of rows and delivers the results by name.
 
     `work` fills ``results[i]`` with the row results called ``names[i]`` (the first is the loss) and
     returns the index of the first bad target of its chunk, or -1.
     """
     n = call.n_rows
     step = chunk_rows(n, call.k)
-    sums = [0.0] * -(-n // step)
-    outputs = [
-        (i, call.rows[name], call.rows[name].flags.c_contiguous) for i, name in enumerate(names) if name in call.rows
-    ]
+    chunks = -(-n // step)
+    wanted = [(i, name) for i, name in enumerate(names) if name in call.rows]
 
-    def run_chunk(c: int) -> None:
-        start, stop = c * step, min(n, (c + 1) * step)
-        results = np.empty((len(names), stop - start))
-        bad = work(start, stop, results)
-        if bad >= 0:
-            raise IndexError(start + bad)
-        with np.errstate(all="ignore"):
-            for i, out, contiguous in outputs:
-                (out.reshape(-1) if contiguous else out.flat)[start:stop] = results[i]
-        if call.total:
-            sums[c] = float(results[0].sum())
+    def run(call: Call) -> float:
+        def run_chunk(c: int) -> float:
+            start, stop = c * step, min(n, (c + 1) * step)
+            results = np.empty((len(names), stop - start))
+            bad = work(call, start, stop, results)
+            if bad >= 0:
+                raise IndexError(start + bad)
+            if wanted:
+                deliver([(call.rows[name], results[i]) for i, name in wanted], start, stop)
+            return sum_of(results[0]) if call.total else 0.0
 
-    threads.run_chunks(len(sums), run_chunk)
-    return math.fsum(sums)
+        return threads.sum_chunks(chunks, run_chunk)
+
+    return run
 
 
-def by_records(
-    call: Call,
-    names: tuple[str, ...],
-    wanted: str,
-    work: Callable[[int, int, Array, Array], tuple[int, float]],
-) -> float:
-    """Run ``work(start, stop, result, details)`` over chunks of rows and deliver the results by name.
+def by_records(call: Call, names: tuple[str, ...], wanted: str, work: RecordWork) -> Run:
+    """What runs ``work(call, start, stop, result, details)`` over chunks of rows and delivers the results by name.
 
     `work` writes the row result `wanted` into `result`, all others into ``details[i]`` (where any other
     than `wanted` is asked for; both are empty where they are not), and returns the index of the first bad
     target of its chunk or -1, and the sum of the chunk's losses.
     """
     n = call.n_rows
-    step = chunk_rows(n, call.k, CHUNK_RECORDS if set(call.rows) - {wanted} else CHUNK_ROWS)
-    out = call.rows.get(wanted)
+    others = [(names.index(name), name) for name in call.rows if name != wanted]
+    step = chunk_rows(n, call.k, CHUNK_RECORDS if others else CHUNK_ROWS)
     kind = row_dtype(call.x.dtype)
-    direct = out is not None and out.flags.c_contiguous
-    line = out.reshape(-1) if direct and out is not None else np.empty(0, kind)
-    others = [(names.index(name), array) for name, array in call.rows.items() if name != wanted]
-    sums = [0.0] * -(-n // step)
+    nothing, no_details = np.empty(0, kind), np.empty((0, 0))
 
-    def run_chunk(c: int) -> None:
-        start, stop = c * step, min(n, (c + 1) * step)
-        result = line[start:stop] if direct or out is None else np.empty(stop - start, kind)
-        details = np.empty((len(names), stop - start) if others else (0, 0))
-        bad, sums[c] = work(start, stop, result, details)
-        if bad >= 0:
-            raise IndexError(start + bad)
-        if out is not None and not direct:
-            out.flat[start:stop] = result
-        if others:
-            with np.errstate(all="ignore"):
-                for i, array in others:
-                    target = array.reshape(-1) if array.flags.c_contiguous else array.flat
-                    target[start:stop] = details[i]
+    def run(call: Call) -> float:
+        out = call.rows.get(wanted)
+        line = None if out is None or not out.flags.c_contiguous else out.reshape(-1)
 
-    threads.run_chunks(len(sums), run_chunk)
-    return math.fsum(sums) if len(sums) != 1 else sums[0]
+        def run_chunk(c: int) -> float:
+            start, stop = c * step, min(n, (c + 1) * step)
+            result = nothing if out is None else np.empty(stop - start, kind) if line is None else line[start:stop]
+            details = np.empty((len(names), stop - start)) if others else no_details
+            bad, total = work(call, start, stop, result, details)
+            if bad >= 0:
+                raise IndexError(start + bad)
+            if out is not None and line is None:
+                deliver([(out, result)], start, stop)
+            if others:
+                deliver([(call.rows[name], details[i]) for i, name in others], start, stop)
+            return float(total)
+
+        return threads.sum_chunks(-(-n // step), run_chunk)
+
+    return run
 
 
-def by_elements(
-    arrays: dict[str, Array | None], work: Callable[[dict[str, Array | None], int, int, int, int], float]
-) -> float:
-    """Run ``work(arrays, first, n, low, high)`` over chunks of rows and columns; return the sum of its results.
+def by_elements(call: Call, arrays_of: Callable[[Call], Arrays], prepare: Callable[[Arrays], ElementWork]) -> Run:
+    """What runs ``work(call, arrays, first, n, low, high)`` over chunks of rows and columns and sums its results.
 
-    Arrays that lie in memory as one line each are taken as one long row, so that short rows cost nothing.
+    Arrays that lie in memory as one line each are taken as one long row, so that short rows cost nothing;
+    `prepare` makes the work for arrays of such shapes, whose memory is that of the call's own.
     """
+    arrays = arrays_of(call)
     present = [a for a in arrays.values() if a is not None]
     shape = present[0].shape
     if all(a.flags.c_contiguous or not any(a.strides) for a in present):
-        line = (1, math.prod(shape))
-
-        def flatten(a: Array | None) -> Array | None:
-            if a is None or a.flags.c_contiguous:
-                return a if a is None else a.reshape(line)
-            return np.broadcast_to(a[(0,) * a.ndim], line)
-
-        arrays = {name: flatten(a) for name, a in arrays.items()}
-        shape = line
+        shape = (1, math.prod(shape))
+        arrays = {name: None if a is None else _line(a, shape) for name, a in arrays.items()}
     k = shape[-1]
     n = math.prod(shape[:-1])
     rows, columns = chunk_rows(n, max(k, 1)), chunk_elements(n * k)
@@ -157,10 +186,15 @@ def by_elements(
         for first in range(0, n, rows)
         for low in range(0, k, columns)
     ]
-    sums = [0.0] * len(jobs)
+    work = prepare(arrays)
 
-    def run_job(i: int) -> None:
-        sums[i] = work(arrays, *jobs[i])
+    def run(call: Call) -> float:
+        arrays = arrays_of(call)
+        return threads.sum_chunks(len(jobs), lambda i: work(call, arrays, *jobs[i]))
 
-    threads.run_chunks(len(jobs), run_job)
-    return math.fsum(sums)
+    return run
+
+
+def _line(array: Array, shape: tuple[int, ...]) -> Array:
+    """An array in one line of memory, or of one element everywhere, as one row."""
+    return array.reshape(shape) if array.flags.c_contiguous else np.broadcast_to(array[(0,) * array.ndim], shape)

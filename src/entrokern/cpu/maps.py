@@ -8,7 +8,7 @@ from .. import _formulas
 from .blocks import BLOCK, block_of, narrow, store_constant, through_softcap, view, widen
 from .blocks import load as fetch
 from .compile import inline
-from .finish import CAP, INV_TEMPERATURE, LN2, MAP_SCALE, SMOOTHING, STREAMING, UNIT, W_MEAN, Z_LOSS
+from .finish import CAP, INV_TEMPERATURE, LN2, MAP_SCALE, SMOOTHING, UNIT, W_MEAN, Z_LOSS
 from .math import cast, clipped, exp2, exp2_below, floored, log1p
 from .memory import copy_out, load_first, prefetch_to_write, store, vector, width
 from .simd import like_vector
@@ -88,7 +88,7 @@ def write_block(work, n, out, at, stride, streaming):
 @inline
 def write_map(
     kind, x, start, stride, k, out, out_start, out_stride, m, S, spread, max_block,
-    label, y_logit, weight, w_y, class_weight, options, scale, stage, slot, work,
+    label, y_logit, weight, w_y, class_weight, options, scale, stage, slot, work, streaming,
 ):  # fmt: skip
     """Write one row of the map `kind`; its record is given by `m`, `S` and `spread`, and the block that
     begins at `max_block` holds the largest logit."""
@@ -148,7 +148,7 @@ def write_map(
             shifted(block, m_, cast(inv_T, scale), cast(0.0 if undefined else L, scale), work)
         if cap > 0.0:
             through_softcap(view(work, 0, n), x, start + b * stride, stride, cap)
-        write_block(work, n, out, out_start + b * out_stride, out_stride, options[STREAMING] != 0.0)
+        write_block(work, n, out, out_start + b * out_stride, out_stride, streaming)
 
 
 @inline

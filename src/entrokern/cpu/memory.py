@@ -295,6 +295,7 @@ def _prefetch(write):
     def ask(typing, x, i):
         def build(context, builder, signature, arguments):
             pointer = _pointer(context, builder, signature.args[0], arguments[0], arguments[1], 1)
+            pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())  # one type for arrays of all types
             kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
             function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
             builder.call(function, [pointer, *(ir.Constant(I32, c) for c in (write, 3, 1))])
@@ -376,13 +377,8 @@ def store_columns(typing, tile, at, step, x, start, stride, rows, columns, like)
     def build(context, builder, signature, arguments):
         tile_kind, x_kind = signature.args[0], signature.args[3]
         source, at, step, array, start, stride, rows, columns, _ = arguments
-        square = []
-        for c in range(like.lanes):
-            i = builder.add(at, builder.mul(ir.Constant(ir.IntType(64), c), step))
-            pointer = _pointer(context, builder, tile_kind, source, i, like.lanes)
-            square.append(Value(builder, builder.load(pointer, align=_element_size(tile_kind)), like))
         mask = first_lanes(builder, columns, like.lanes)
-        for r, row in enumerate(transposed(square)):
+        for r, row in enumerate(transposed(_columns(context, builder, tile_kind, source, at, step, like))):
             within = builder.icmp_signed(">", rows, ir.Constant(ir.IntType(64), r))
             with builder.if_then(within):
                 i = builder.add(start, builder.mul(ir.Constant(ir.IntType(64), r), stride))
@@ -393,3 +389,30 @@ def store_columns(typing, tile, at, step, x, start, stride, rows, columns, like)
 
     n = types.intp
     return types.void(tile, n, n, x, n, n, n, n, like), build
+
+
+@intrinsic
+def store_short_columns(typing, tile, at, step, line, start, stride, like):
+    """Columns of `tile` into rows of `line`, whole vectors at a time: what a row writes beyond its end, the
+    next one overwrites. `line` has room for what the last one writes."""
+
+    def build(context, builder, signature, arguments):
+        tile_kind, line_kind = signature.args[0], signature.args[3]
+        source, at, step, array, start, stride, _ = arguments
+        for r, row in enumerate(transposed(_columns(context, builder, tile_kind, source, at, step, like))):
+            i = builder.add(start, builder.mul(ir.Constant(ir.IntType(64), r), stride))
+            pointer = _pointer(context, builder, line_kind, array, i, like.lanes)
+            builder.store(row.llvm, pointer, align=_element_size(line_kind))
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(tile, n, n, line, n, n, like), build
+
+
+def _columns(context: Any, builder: Any, kind: Any, tile: Any, at: Any, step: Any, like: Vector) -> list[Value]:
+    columns = []
+    for c in range(like.lanes):
+        i = builder.add(at, builder.mul(ir.Constant(ir.IntType(64), c), step))
+        pointer = _pointer(context, builder, kind, tile, i, like.lanes)
+        columns.append(Value(builder, builder.load(pointer, align=_element_size(kind)), like))
+    return columns

@@ -6,7 +6,7 @@ import numpy as np
 
 from .blocks import BLOCK, CLASS_STRIDE, block_of, load, load_one, row_start, view
 from .compile import inline, kernel
-from .finish import ARGMAX, CAP, GAPS, GROUP, MAX, RANK, SMOOTHING, SPREAD, STREAMING, Y_LOGIT, S, finish_group
+from .finish import ARGMAX, CAP, GAPS, GROUP, MAX, RANK, SMOOTHING, SPREAD, Y_LOGIT, S, finish_group
 from .maps import write_map
 from .math import cast
 from .memory import fence, load_next, vector, width
@@ -43,7 +43,7 @@ def row_gaps(x, start, stride, k, reference, class_weight, cap, stage, slot):
 @kernel
 def softmax_rows(
     x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, stage, records, wanted, result,
-    details, summed, more, kind, out, out_geometry, work,
+    details, summed, more, kind, out, out_geometry, streaming, work,
 ):  # fmt: skip
     """Rows ``first … first + n - 1`` of logits: their results, and one map (``out=None`` for none).
 
@@ -92,7 +92,7 @@ def softmax_rows(
             write_map(
                 kind, x, start, stride, k, out, row_start(out_geometry, first + i), out_geometry[CLASS_STRIDE],
                 m, S_i, spread, at, label, y_logit, weight, w_y, class_weight, options, scale, stage,
-                1 - slot, work,
+                1 - slot, work, streaming,
             )  # fmt: skip
         if r == GROUP - 1 or i + 1 == n:
             total += finish_group(
@@ -100,6 +100,6 @@ def softmax_rows(
                 stage, wanted, result, details, n, summed,
             )  # fmt: skip
         start = next_start
-    if out is not None and options[STREAMING] != 0.0:
+    if out is not None and streaming:
         fence()
     return -1, total

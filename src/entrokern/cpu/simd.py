@@ -22,7 +22,7 @@ from numba.extending import lower_builtin, register_model
 BYTES = 64
 
 
-class Vector(types.Type):  # type: ignore[misc]
+class Vector(types.Type):
     """`lanes` numbers of type `dtype` (or booleans: a mask)."""
 
     def __init__(self, dtype: Any, lanes: int) -> None:
@@ -31,7 +31,7 @@ class Vector(types.Type):  # type: ignore[misc]
 
 
 @register_model(Vector)
-class VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+class VectorModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Vector) -> None:
         element = dmm.lookup(fe_type.dtype).get_value_type()
         super().__init__(dmm, fe_type, ir.VectorType(element, fe_type.lanes))
@@ -280,7 +280,7 @@ def _result_type(function: Callable[..., Value], kinds: Any) -> Any:
 
 
 def _register(function: Callable[..., Any], scalars_too: bool) -> None:
-    class Template(AbstractTemplate):  # type: ignore[misc]
+    class Template(AbstractTemplate):
         key = function
 
         def generic(self, args: Any, kws: Any) -> Any:

@@ -94,20 +94,40 @@ def block_others(block, m, scale, coming):
 
 
 @inline
-def block_statistics(block, m, scale, y_logit):
-    """``Σ e^(z-m)`` over the logits below `m`, how many equal it, ``Σ e^(z-m)·log2 e^(z-m)``, and the number
-    of logits above `y_logit`."""
+def more_of(x, m, scale, y_logit, total, ties, spread, above):
+    """Add a vector of logits to the statistics of a block."""
+    t = clipped((x - m) * scale)
+    e = raised_exp2(t)
+    total, ties = others(x, m, e, total, ties)
+    return total, ties, spread + e * t, where(x > y_logit, above + 1.0, above)
+
+
+@inline
+def block_statistics(block, m, scale, y_logit, holds_max, coming):
+    """``Σ e^(z-m)`` (one instance of `m` left out, if the block holds the maximum),
+    ``Σ e^(z-m)·log2 e^(z-m)``, the number of logits above `y_logit`, and the maximum of the block `coming`."""
     v = vector(scale)
     m, lowest, zero = like_vector(m, v), like_vector(-np.inf, v), like_vector(0.0, v)
-    total, ties, spread, above = zero, zero, zero, zero
-    for i in range(0, block.size, width(v)):
-        x = load_first(block, i, block.size - i, lowest)
-        t = clipped((x - m) * scale)
-        e = raised_exp2(t)
-        total, ties = others(x, m, e, total, ties)
-        spread += e * t
-        above = where(x > y_logit, above + 1.0, above)
-    return lanes_sum(lowered(total)), lanes_sum(ties), lanes_sum(lowered(spread)), lanes_sum(above)
+    top_a, sum_a, ties_a, spread_a, above_a = lowest, zero, zero, zero, zero
+    top_b, sum_b, ties_b, spread_b, above_b = lowest, zero, zero, zero, zero
+    w, n, both = width(v), block.size, min(block.size, coming.size)
+    i = 0
+    while i + 2 * w <= both:
+        top_a, top_b = larger(load(coming, i, v), top_a), larger(load(coming, i + w, v), top_b)
+        prefetch(coming, i + BLOCK)
+        prefetch(coming, i + w + BLOCK)
+        a, b = load(block, i, v), load(block, i + w, v)
+        sum_a, ties_a, spread_a, above_a = more_of(a, m, scale, y_logit, sum_a, ties_a, spread_a, above_a)
+        sum_b, ties_b, spread_b, above_b = more_of(b, m, scale, y_logit, sum_b, ties_b, spread_b, above_b)
+        i += 2 * w
+    for j in range(i, n, w):
+        a = load_first(block, j, n - j, lowest)
+        sum_a, ties_a, spread_a, above_a = more_of(a, m, scale, y_logit, sum_a, ties_a, spread_a, above_a)
+    for j in range(i, coming.size, w):
+        top_a = larger(load_first(coming, j, coming.size - j, lowest), top_a)
+    total = lanes_sum(lowered(sum_a + sum_b)) + (lanes_sum(ties_a + ties_b) - (1.0 if holds_max else 0.0))
+    spread, above = lanes_sum(lowered(spread_a + spread_b)), lanes_sum(above_a + above_b)
+    return total, spread, above, lanes_max(larger(top_a, top_b))
 
 
 @inline
@@ -153,8 +173,7 @@ def merge(m_a, S_a, spread_a, m_b, S_b, spread_b, scale):
 def block_record(block, m, scale, coming, more, holds_max, y_logit):
     """``S`` (all of ``Σ e^(z-m)`` unless the block holds the maximum), `spread`, `above`, the maximum ahead."""
     if more:
-        total, ties, spread, above = block_statistics(block, m, scale, y_logit)
-        return total + (ties - (1.0 if holds_max else 0.0)), spread, above, block_max(coming, vector(scale))
+        return block_statistics(block, m, scale, y_logit, holds_max, coming)
     if holds_max:
         total, ahead = block_others(block, m, scale, coming)
     else:

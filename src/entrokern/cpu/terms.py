@@ -1,0 +1,199 @@
+"""The terms of divergences and entropies as vector code, in the compute type of their operands.
+
+``p·log(p/q) - p + q`` cancels where the two are close: there it is written in ``s = (p - q)/(p + q)``, in which
+nothing does. Elsewhere `p` is first halved `n` times, to come close: ``log(p/q) = n·log 2 + 2·atanh(s)``, by
+the same division and the same polynomial.
+"""
+
+from __future__ import annotations
+
+from numba import types
+
+from .. import _formulas
+from .math import LN2_HIGH, LN2_LOW, MANTISSA, log_normal, polynomial
+from .simd import Value, emitted, larger, lower_half, select, smaller, upper_half
+
+# log 2 in two parts, of which the first times a whole number is exact
+LN2 = {types.float32: (0.693359375, -2.12194440e-4), types.float64: (LN2_HIGH, LN2_LOW)}
+SMALLEST = {types.float32: 2.0**-126, types.float64: 2.0**-1022}
+
+# (atanh(s) - s) / s³ as a polynomial in s²: for |s| <= 1/3 and for |s| <= 1/2
+THIRD = {
+    types.float32: (0.33333264698093396, 0.2000803477904472, 0.14040033943483646, 0.13832658244837237),
+    types.float64: _formulas.ATANH_TAIL,
+}
+HALF = {
+    types.float32: (
+        0.3333332236644149, 0.2000141242318757, 0.14241308480012463, 0.11684743517711882, 0.056159086806355625,
+        0.1704567873875149,
+    ),
+    types.float64: (
+        0.3333333333333333, 0.20000000000003954, 0.14285714284933276, 0.11111111175720612, 0.0909090619364377,
+        0.0769238750477678, 0.0666521799845305, 0.05900393336483656, 0.05105759513001517, 0.05728927782107534,
+        0.0021211491462564173, 0.15894832275342516, -0.17590331418801236, 0.2297088983047527,
+    ),
+}  # fmt: skip
+
+
+# (e^-d - 1 + d) / d², for |d| <= 1
+EXPM1_TAIL = {
+    types.float32: (
+        0.4999999979286023, -0.16666667010220385, 0.0416667345418212, -0.00833331026062411, 0.001388545209074165,
+        -0.0001984402761123246, 2.5354813342996423e-05, -2.7722553706966878e-06,
+    ),
+    types.float64: _formulas.EXPM1_TAIL,
+}  # fmt: skip
+
+
+def whole(n: Value) -> Value:
+    """A whole number of a few thousand as a float of its size."""
+    if n.dtype == types.int32:
+        return n.converted(types.float32)
+    # By bits: only the newest machines have an instruction for int64 → float64.
+    return (n + (0x4330000000000000 + 4096)).as_float() - (4503599627370496.0 + 4096.0)
+
+
+def steps(p: Value, q: Value) -> Value:
+    """How many times to halve `p` for it to come near `q`: the bits of positive floats grow like their logarithms.
+
+    For ``p = 0`` the number is of no use, but finite.
+    """
+    bits = MANTISSA[p.dtype]
+    return ((p.bits() - q.bits()) + (1 << (bits - 1))) >> bits
+
+
+def halved(p: Value, n: Value) -> Value:
+    return (p.bits() - (n << MANTISSA[p.dtype])).as_float()
+
+
+def over(difference: Value, total: Value) -> Value:
+    """``difference / total``, 0 where both are."""
+    return difference / larger(total, total.constant(SMALLEST[total.dtype]))
+
+
+def close_term(difference: Value, s: Value, tail: Value) -> Value:
+    """``p·log(p/q) - p + q = (p-q)·s·(1 + s·(1+s)·tail)``: nothing cancels where `p` and `q` are close."""
+    return difference * s * ((s * s + s) * tail + 1.0)
+
+
+def far_term(p: Value, difference: Value, s: Value, n: Value, tail: Value) -> Value:
+    """``p·log(p/q) - (p-q)`` where they are not; the largest part goes in last, unrounded."""
+    (high, low), n = LN2[p.dtype], whole(n)
+    rest = p * ((s + s) * (s * s * tail + 1.0) + n * low)
+    return p * (n * high) + (rest - difference)
+
+
+@emitted
+def kl_term(p: Value, q: Value) -> Value:
+    """``p·log(p/q) - (p-q)`` with ``p - q`` as `difference` rounds it, which makes the sum with that right.
+
+    Close is what is within a factor of 2: there ``p - q`` is exact.
+    """
+    near = (p < q + q) & (q < p + p)
+    n = select(near, p.bits().constant(0), steps(p, q))
+    moved = halved(p, n)
+    s = over(moved - q, moved + q)
+    tail = polynomial(s * s, THIRD[p.dtype])
+    return select(near, close_term(p - q, s, tail), far_term(p, p - q, s, n, tail))
+
+
+@emitted
+def difference(p: Value, q: Value) -> Value:
+    return p - q
+
+
+def _of_mixture(p: Value, m: Value, difference: Value) -> Value:
+    """``p·log(p/m) - p + m`` with ``p - m`` given: of equal operands it is exactly 0, whatever `m` rounds to.
+
+    Close is what is within a factor of 2.6: here both ``p·log(p/m)`` and ``p - m`` are rounded, and cancel.
+    """
+    n = steps(p, m)
+    near = (n > -2) & (n < 2)
+    moved = halved(p, n)
+    s = over(select(near, difference, moved - m), select(near, p, moved) + m)
+    tail = polynomial(s * s, HALF[p.dtype])
+    return select(near, close_term(difference, s, tail), far_term(p, difference, s, n, tail))
+
+
+@emitted
+def mixture(p: Value, q: Value, w: Value) -> Value:
+    return p * w + q * (1.0 - w)
+
+
+@emitted
+def js_term(p: Value, q: Value, w: Value) -> Value:
+    """``w·[p·log(p/m) - p + m] + (1-w)·[q·log(q/m) - q + m]``: the added ``m - p`` and ``m - q`` cancel."""
+    rest, difference = 1.0 - w, p - q
+    m = p * w + q * rest
+    return w * _of_mixture(p, m, difference * rest) + rest * _of_mixture(q, m, difference * -w)
+
+
+@emitted
+def entropy_term(p: Value) -> Value:
+    """``-p·log p``, 0 for 0; what comes out for subnormal numbers is finite, no more."""
+    return select(p == 0.0, p, -p * log_normal(p))
+
+
+@emitted
+def softmax_kl_term(p: Value, q: Value, delta: Value) -> Value:
+    """``p·(δ + expm1(-δ))`` with ``δ = log(p/q)``: by its series where ``|δ| < 1``, else with `q` itself."""
+    near = (delta > -1.0) & (delta < 1.0)
+    term = select(near, p * delta * delta * polynomial(delta, EXPM1_TAIL[p.dtype]), p * delta + (q - p))
+    return select(p == 0.0, q, term)
+
+
+@emitted
+def zero_times(b: Value, gap: Value) -> Value:
+    """``b·gap``, 0 for ``b = 0`` also where the gap is infinite."""
+    return select(b == 0.0, b, b * gap)
+
+
+# --- sums in float64, and what the fast way leaves to the careful one -------------------------------
+
+
+@emitted
+def add_lower(total: Value, a: Value) -> Value:
+    """Add the first half of the lanes of float32 to a sum in float64 (float64: all lanes)."""
+    return total + (a if a.dtype == types.float64 else lower_half(a))
+
+
+@emitted
+def add_upper(total: Value, a: Value) -> Value:
+    """Add the other half (float64: there is none)."""
+    return total if a.dtype == types.float64 else total + upper_half(a)
+
+
+@emitted
+def bits(a: Value) -> Value:
+    return a.bits()
+
+
+@emitted
+def join_signs(signs: Value, a: Value) -> Value:
+    """`signs` turns negative, and stays so, with the first number below 0."""
+    return signs | a.bits()
+
+
+@emitted
+def negative(signs: Value) -> Value:
+    return signs < 0
+
+
+@emitted
+def lowest_below(p: Value, q: Value, low: Value) -> Value:
+    """The smaller of `low` and `q`, where there is any `p`."""
+    return select(p > 0.0, smaller(q, low), low)
+
+
+@emitted
+def refused(signs: Value, low: Value) -> Value:
+    """Whether the terms were not made for what they were given."""
+    return (signs < 0) | (low < SMALLEST[low.dtype])
+
+
+@emitted
+def doubtful(total: Value, of: Value) -> Value:
+    """Whether a sum is not finite, or so small that subnormal numbers, which terms know little of, might matter."""
+    size = larger(total, -total)
+    lowest = {types.float32: 2.0**-80, types.float64: 2.0**-960}[of.dtype]
+    return ~((size == 0.0) | ((size > lowest) & (size < float("inf"))))

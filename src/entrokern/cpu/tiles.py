@@ -1,0 +1,54 @@
+"""Tiles of as many rows as a vector has lanes, class by class: how kernels of few classes read any layout.
+
+Rows whose classes lie side by side are transposed, classes of adjacent rows copied. The lanes of a tile
+that is not full hold some finite row or other, and no result depends on them.
+"""
+
+from __future__ import annotations
+
+from .blocks import AXES, CLASS_STRIDE, SIZES
+from .compile import inline
+from .memory import load_columns, load_first, store, width
+
+AHEAD = 2048  # elements
+
+
+@inline
+def row_step(geometry):
+    """How far apart the rows of the last batch axis begin."""
+    return geometry[SIZES + 2 * geometry[AXES] - 1]
+
+
+@inline
+def rows_in_line(geometry, row):
+    """How many rows from `row` on are `row_step` apart."""
+    axes = geometry[AXES]
+    if axes == 1:
+        return geometry[SIZES] - row
+    last = geometry[SIZES + axes - 1]
+    return last - row % last
+
+
+@inline
+def fill_tile(x, geometry, start, count, k, tile, v):
+    """Read `k` classes of `count` rows from `start` on, as numbers of the type of `v`: one vector a class."""
+    lanes, stride = width(v), geometry[CLASS_STRIDE]
+    if stride == 1:
+        for c in range(0, k, lanes):
+            load_columns(x, start + c, row_step(geometry), count, k - c, tile, c * lanes, lanes, v)
+    else:
+        for c in range(k):
+            store(tile, c * lanes, load_first(x, start + c * stride, count, v))
+
+
+@inline
+def rows_ahead(geometry, lanes):
+    """How far on to ask for memory while a tile is at work, and how far apart its cache lines lie.
+
+    A tile of few classes is done before memory can answer: then several tiles ahead.
+    """
+    stride = geometry[CLASS_STRIDE]
+    if stride == 1:
+        tile = lanes * row_step(geometry)
+        return max(tile, AHEAD // max(tile, 1) * tile), lanes
+    return lanes, stride

@@ -1,0 +1,169 @@
+"""The fast kernels of whole distributions, which serve calls without gradients: every edge of theirs.
+
+Their vectors hold 8 or 16 numbers, their blocks 1024 and their segments 2**16; up to 64 classes a row is
+a lane. What they do not serve, and rows with anything unusual in them, the careful kernels do.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import entrokern as ek
+from cases import FLOATS, KINDS, Case, call, operands
+from contract import check, input_dtype
+from oracle import LONG, MP, evaluate
+from test_corners import CORNERS, call_among
+from test_layouts import LAYOUTS
+
+LOGITS = {"p_form": "logits", "q_form": "logits"}
+CASES = [
+    Case("kl", "kl_divergence", ("probs", "other probs")),
+    Case("kl weights", "kl_divergence", ("probs", "other probs"), {"base": 2}, {"sample_weight": "row weights"}),
+    Case("kl logits", "kl_divergence", ("logits", "other logits"), LOGITS),
+    Case("kl logits T", "kl_divergence", ("logits", "other logits"), LOGITS | {"temperature": 2.5},
+         {"sample_weight": "row weights"}),
+    Case("js", "js_divergence", ("probs", "other probs")),
+    Case("js weight", "js_divergence", ("probs", "other probs"), {"weight": 0.2}, {"sample_weight": "row weights"}),
+    Case("entropy", "entropy", ("probs",)),
+    Case("entropy mean", "entropy", ("probs",), {"reduction": "mean", "base": 2}, {"sample_weight": "row weights"}),
+    Case("dense", "cross_entropy", ("logits", "dense"), {"reduction": "none"}),
+    Case("one-hot", "cross_entropy", ("logits", "one hot"), {"reduction": "none"}),
+    Case("dense T", "cross_entropy", ("logits", "dense"), {"reduction": "none", "temperature": 0.5},
+         {"sample_weight": "row weights"}),
+]  # fmt: skip
+BY_NAME = {case.name: case for case in CASES}
+# What a 64-bit mantissa can judge in float64 without error of its own: not near operands.
+EDGES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 80, 96, 100, 127, 128, 129, 1000, 1023, 1024,
+         1025, 1040, 2048, 2049)  # fmt: skip
+
+
+def judged(case: Case, n: int, k: int, dtype: str, kind: str, field: object = LONG, seed: int = 0) -> float:
+    args, options = operands(case, n, k, dtype, kind, seed)
+    want = evaluate(field, case.function, args, options)
+    return max(check(call(case.function, args, options), want, input_dtype(case, args),
+                     where=f"{case.name} n={n} k={k} {dtype} {kind}").values())  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_contract(case: Case, dtype: str, record_error) -> None:
+    for i, kind in enumerate(KINDS):
+        for n, k in ((5, 1 + i), (3, 20 + i), (2, 66 + i)):
+            record_error(f"{case.function}: loss", "cpu", dtype, judged(case, n, k, dtype, kind, MP, seed=3))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_edges(case: Case, dtype: str, record_error) -> None:
+    for i, k in enumerate(EDGES):
+        for n in {1 + i % 7, 16 + i % 3 if k < 1000 else 2, 70 - i if k < 100 else 1}:
+            error = judged(case, n, k, dtype, KINDS[i % len(KINDS)])
+            record_error(f"{case.function}: loss", "cpu", dtype, error)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", [c for c in CASES if "one hot" not in c.operands], ids=lambda case: case.name)
+def test_long_rows(case: Case, dtype: str) -> None:
+    for i, k in enumerate((2**16 - 1, 2**16 + 1, 300_000)):
+        for kind in ("normal", KINDS[(i + 3) % len(KINDS)]):
+            judged(case, 1 + i % 2, k, dtype, kind)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", ["kl weights", "kl logits T", "js", "entropy", "one-hot", "dense T"])
+def test_layouts(name: str, dtype: str, layout: str) -> None:
+    case, place = BY_NAME[name], LAYOUTS[layout]
+    for n, k in ((5, 3), (66, 10), (37, 70), (3, 300)):
+        args, options = operands(case, n, k, dtype)
+        want = evaluate(LONG, case.function, args, options)
+        for which in range(1, 2 ** len(args)):
+            placed = [place(a) if which >> i & 1 else a for i, a in enumerate(args)]
+            check(call(case.function, placed, options), want, input_dtype(case, args), where=f"{which}, {n}x{k}")
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("name", ["kl", "kl logits", "js", "entropy", "dense", "one-hot"])
+def test_class_axis(name: str, axis: int) -> None:
+    """Adjacent rows (NCHW is axis 1), also over the end of a batch axis, and one reference for all rows."""
+    case = BY_NAME[name]
+    for k in (3, 21, 100):
+        args, options = operands(case, 2 * 3 * 19, k, "float32")
+        for reference in (False, True):
+            if reference and len(args) > 1 and case.function != "cross_entropy":
+                args[1] = np.broadcast_to(args[1][:1], args[1].shape)
+            want = evaluate(LONG, case.function, args, options)
+            placed = [np.moveaxis(a.reshape(2, 3, 19, k), -1, axis) for a in args]
+            contiguous = [np.ascontiguousarray(a) for a in placed]
+            for given in (placed, contiguous, [contiguous[0], *placed[1:]]):
+                got = call(case.function, given, options | {"axis": axis})
+                got["loss"] = got["loss"].reshape(-1)
+                check(got, want, np.dtype(np.float32), where=f"k={k}")
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("case", [c for c in CASES if "mean" not in c.name], ids=lambda case: case.name)
+def test_same_bits(case: Case, dtype: str) -> None:
+    """A row alone, in any place, among rows that need the careful kernel."""
+    for k in (3, 17, 64, 65, 130):
+        args, options = operands(case, 40, k, dtype, "normal")
+        options = {o: v for o, v in options.items() if o != "sample_weight"}
+        whole = call(case.function, args, options)["loss"]
+        for i in (0, 7, 39):
+            alone = call(case.function, [a[i : i + 1] for a in args], options)["loss"]
+            assert alone[0] == whole[i]
+        args[0] = args[0].copy()
+        args[0][::5] = np.nan
+        among = call(case.function, args, options)["loss"]
+        assert np.isnan(among[::5]).all()
+        np.testing.assert_array_equal(np.delete(among, np.s_[::5]), np.delete(whole, np.s_[::5]))
+
+
+FAST_CORNERS = [
+    c for c in CORNERS
+    if (isinstance(c.y, list) and c.function != "binary_cross_entropy") or (c.function == "entropy" and not c.options)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("corner", FAST_CORNERS, ids=lambda c: f"{c.function}: {c.name}")
+def test_corner(corner, dtype: str) -> None:
+    """The table of corner cases once more, for the loss alone."""
+    if dtype not in corner.dtypes:
+        pytest.skip("the row is not exact in this dtype")
+    alone = corner._replace(want={"loss": corner.want["loss"]})
+    for k in (len(corner.x), 40, 70, 1100) if corner.pads else (len(corner.x),):
+        for before, after in ((0, 0), (2, 3), (70, 1)):
+            got = call_among(alone, dtype, k, before, after, gradients=False)[0]["loss"]
+            rtol = {4: 164 * 2.0**-23, 8: 164 * 2.0**-52}[got.dtype.itemsize]
+            want, value = corner.want["loss"], float(got[before])
+            np.testing.assert_allclose(value, want, rtol=rtol, atol=1e-300, err_msg=f"k = {k}")
+            assert np.isfinite(np.delete(got, before)).all()
+
+
+def test_subnormal_probabilities() -> None:
+    """Numbers without a full mantissa: the fast kernels know nothing of them, the results are right all the same."""
+    for dtype, small in (("float32", 1e-44), ("float64", 3e-322)):
+        for k in (3, 5, 70, 100):
+            p, q = np.full((4, k), small), np.full((4, k), 3 * small)
+            p[1, 0], q[2, 0], p[3, 0], q[3, 0] = 0.5, 0.5, 0.25, 0.75
+            args = [p.astype(FLOATS[dtype]), q.astype(FLOATS[dtype])]
+            for function, given in (("kl_divergence", args), ("js_divergence", args), ("entropy", args[:1])):
+                want = evaluate(MP, function, given, {})
+                check(call(function, given, {}), want, np.dtype(dtype), where=f"{function} {dtype} k={k}")
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("k", [2, 3, 10, 33, 64, 65, 1000, 2049])
+def test_equal_operands_have_exactly_no_divergence(dtype: str, k: int) -> None:
+    rng = np.random.default_rng(k)
+    x = (rng.normal(size=(9, k)) * 10.0 ** rng.uniform(-2, 3, size=(9, 1))).astype(FLOATS[dtype])
+    p = (np.abs(x) / np.abs(x).max()).astype(FLOATS[dtype])
+    p[0] = 0
+    for weight in (0.5, 0.2):
+        np.testing.assert_array_equal(ek.js_divergence(p, p.copy(), weight=weight), 0.0)
+    np.testing.assert_array_equal(ek.kl_divergence(p, p.copy()), 0.0)
+    np.testing.assert_array_equal(ek.kl_divergence(x, x.copy(), **LOGITS), 0.0)
+    assert (ek.kl_divergence(x, x[::-1], **LOGITS) >= 0).all()
+    assert (ek.js_divergence(p, p[::-1]) >= 0).all()

@@ -1,0 +1,194 @@
+"""Calls like one that came before: the same results and errors as if they were looked at anew."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+
+import entrokern as ek
+from cases import NAMED, Case, call, operands
+from entrokern import _plans
+
+
+def arrays_of(result: Any) -> list[np.ndarray]:
+    if isinstance(result, ek.Score):
+        result = tuple(getattr(result, f.name) for f in fields(result))
+    return [a for a in (result if isinstance(result, tuple) else (result,)) if a is not None]
+
+
+def count() -> int:
+    return sum(isinstance(thing, _plans.Plan) for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("case", NAMED, ids=lambda case: case.name)
+def test_a_like_call_is_computed_from_its_own_data(backend: str, case: Case, dtype: str) -> None:
+    for n, k in ((5, 3), (70, 10), (3, 300)):
+        for seed in (0, 1, 2):
+            args, options = operands(case, n, k, dtype, seed=seed)
+            function: Any = getattr(ek, case.function)
+            got, first = function(*args, **options), function.__wrapped__(*args, **options).run()
+            for value, want in zip(arrays_of(got), arrays_of(first), strict=True):
+                assert value.dtype == want.dtype
+                np.testing.assert_array_equal(value, want)
+
+
+@pytest.mark.parametrize("case", NAMED, ids=lambda case: case.name)
+def test_no_array_is_kept(backend: str, case: Case) -> None:
+    for seed in (0, 1):
+        args, options = operands(case, 6, 4, "float32", seed=seed)
+        results = call(case.function, args, options)
+        seen = [weakref.ref(a) for a in (*args, *options.values(), *results.values()) if isinstance(a, np.ndarray)]
+        del args, options, results
+        gc.collect()
+        assert not any(ref() is not None for ref in seen)
+
+
+def test_plain_calls_are_remembered_and_few_at_a_time() -> None:
+    softmax: Any = _plans.planned(ek.softmax.__wrapped__)  # type: ignore[attr-defined]
+    before = count()
+    softmax(np.zeros((5, 7)))
+    softmax(np.ones((5, 7)))
+    assert count() == before + 1
+    for n in range(1, 3 * _plans.LIMIT):
+        softmax(np.zeros((n, 7)))
+        assert before < count() <= before + _plans.LIMIT
+    other: Any = _plans.planned(ek.softmax.__wrapped__)  # type: ignore[attr-defined]
+    before = count()
+    other([[0.0] * 5])
+    x = np.zeros((5, 7))
+    other(x, out=x)
+    other(np.zeros((7, 5)).T)
+    assert count() == before
+
+
+def test_an_array_given_twice_is_two_arrays_next_time(backend: str) -> None:
+    x, y = np.array([[0.2, 0.8]]), np.array([[0.5, 0.5]])
+    for _ in range(2):
+        assert ek.kl_divergence(x, x) == 0
+        assert ek.kl_divergence(x, y) > 0
+        assert ek.kl_divergence(y, y) == 0
+        assert ek.cross_entropy(x, x) != ek.cross_entropy(x, y)
+
+
+def test_the_place_of_given_arrays_is_looked_at_each_time(backend: str) -> None:
+    x, y = np.random.default_rng(0).normal(size=(4, 3)), np.array([0, 1, 2, 1])
+    buffer = np.zeros((8, 3))
+    want = ek.cross_entropy(x, y, return_grad=True)
+    for _ in range(3):
+        grad, out = np.full((4, 3), 7.0), np.full((), 7.0)
+        got = ek.cross_entropy(x, y, grad_out=grad, out=out)
+        assert got[0] is out
+        assert got[1] is grad
+        np.testing.assert_array_equal(got[0], want[0])
+        np.testing.assert_array_equal(got[1], want[1])
+        buffer[1:5] = x
+        with pytest.raises(ValueError, match="grad_out overlaps x"):
+            ek.cross_entropy(buffer[1:5], y, grad_out=buffer[2:6])
+        ek.cross_entropy(buffer[1:5], y, grad_out=buffer[1:5])
+        np.testing.assert_array_equal(buffer[1:5], want[1])
+        same = x.copy()
+        ek.cross_entropy(same, y, reduction="none", grad_out=grad)
+        with pytest.raises(IndexError, match="label 3 of row 1"):
+            ek.cross_entropy(same, np.array([0, 3, 0, 0]), reduction="none", grad_out=same)
+        np.testing.assert_array_equal(same, x)  # untouched
+        assert ek.cross_entropy(same, y, grad_out=same)[1] is same
+        np.testing.assert_array_equal(same, want[1])
+        with pytest.raises(IndexError, match="label 3 of row 1"):
+            ek.cross_entropy(same, np.array([0, 3, 0, 0]), grad_out=same)
+        np.testing.assert_array_equal(same, want[1])  # untouched
+        frozen = np.zeros((4, 3))
+        frozen.flags.writeable = False
+        with pytest.raises(ValueError, match="grad_out is read-only"):
+            ek.cross_entropy(x, y, grad_out=frozen)
+        lost, rows = np.zeros((4, 3)), np.zeros(4)
+        with pytest.raises(IndexError, match="label 3 of row 1"):
+            ek.cross_entropy(x, np.array([0, 3, 0, 0]), reduction="none", out=rows, grad_out=lost)
+        assert np.isnan(lost).all()
+        assert np.isnan(rows).all()
+        ek.cross_entropy(x, y, reduction="none", out=rows, grad_out=lost)
+        assert np.isfinite(lost).all()
+
+
+def test_values_are_told_apart_by_type(backend: str) -> None:
+    x, y = np.zeros((2, 3)), np.array([0, 1])
+    for _ in range(2):
+        ek.cross_entropy(x, y, label_smoothing=1)
+        ek.cross_entropy(x, y, label_smoothing=1.0)
+        with pytest.raises(TypeError, match="label_smoothing is a bool"):
+            ek.cross_entropy(x, y, label_smoothing=True)
+        ek.cross_entropy(x, y, return_grad=True)
+        with pytest.raises(TypeError, match="return_grad is a int"):
+            ek.cross_entropy(x, y, return_grad=1)
+        with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
+            ek.cross_entropy(x, y, nonsense=1)  # type: ignore[call-arg]
+
+
+def test_the_data_is_looked_at_each_time(backend: str) -> None:
+    x, good, bad = np.zeros((3, 4), np.float32), np.array([0, 1, 2]), np.array([0, 4, -100])
+    for options in ({}, {"reduction": "none"}, {"return_grad": True}, {"sample_weight": np.ones(3)}):
+        for _ in range(2):
+            ek.cross_entropy(x, good, **options)
+            with pytest.raises(IndexError, match="label 4 of row 1 is out of range for k = 4"):
+                ek.cross_entropy(x, bad, **options)
+    t = np.zeros((2, 3), int)
+    for value in (0, 1, 0):
+        assert ek.binary_cross_entropy(np.zeros((2, 3)), t + value) == np.log(2.0)
+    with pytest.raises(IndexError, match="target 2 at row"):
+        ek.binary_cross_entropy(np.zeros((2, 3)), t + 2)
+    for weight, want in ((1.0, np.log(4.0)), (0.0, np.nan)):
+        loss, grad = ek.cross_entropy(x, good, sample_weight=np.full(3, weight), return_grad=True)
+        np.testing.assert_allclose(loss, want, rtol=1e-6)
+        assert grad.any() == (weight > 0)
+    p = np.full((2, 2), 0.5)
+    ek.entropy(p, validate=True)
+    p[1] = 2
+    ek.entropy(p)
+    with pytest.raises(ValueError, match="row 1 sums to 4"):
+        ek.entropy(p, validate=True)
+
+
+def test_the_kind_of_array_is_looked_at_each_time(backend: str) -> None:
+    """Same values, other strides, flags or types."""
+    x = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
+    y = np.arange(6)
+    want = ek.cross_entropy(x, y, reduction="none")
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    wide = np.zeros((12, 18), np.float32)
+    wide[::2, ::3] = x
+    for same in (x, frozen, wide[::2, ::3], np.asfortranarray(x), x[::-1].copy()[::-1], x.astype(">f4"), x):
+        for labels in (y, y.astype(np.uint64), y.astype(np.int8), y.tolist()):
+            np.testing.assert_array_equal(ek.cross_entropy(same, labels, reduction="none"), want)
+    np.testing.assert_array_equal(ek.cross_entropy(x, target=y, reduction="none"), want)
+    with pytest.raises(TypeError, match="masked array"):
+        ek.cross_entropy(np.ma.masked_array(x), y)
+
+
+def test_the_backend_is_looked_at_each_time() -> None:
+    x = np.array([[0.5, 0.25]])
+    found = []
+    for name in ("cpu", "reference", "cpu", "reference"):
+        with ek.use_backend(name), pytest.MonkeyPatch.context() as patch:
+            if name == "reference":
+                patch.setattr("entrokern.reference.run", lambda call: call.rows["loss"].fill(7) or 0.0)
+            found.append(float(ek.entropy(x)[0]))
+    assert found[1::2] == [7, 7]
+    assert found[0] == found[2] != 7
+
+
+def test_threads_share_plans(backend: str) -> None:
+    rng = np.random.default_rng(1)
+    work = [(rng.normal(size=(32, 10)), rng.integers(0, 10, 32)) for _ in range(400)]
+    want = [ek.cross_entropy(x, y, reduction="none", return_grad=True) for x, y in work]
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda pair: ek.cross_entropy(*pair, reduction="none", return_grad=True), work))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+        np.testing.assert_array_equal(a[1], b[1])
