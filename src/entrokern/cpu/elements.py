@@ -1,4 +1,4 @@
-"""Kernel family *elements*: binary cross-entropy, information and KL estimates, in float64."""
+"""Kernel family *elements*: binary cross-entropy of probabilities, information and KL estimates, in float64."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import numpy as np
 from .. import _formulas
 from .blocks import BLOCK, CLASS_STRIDE, block_of, load, row_start, slot_of, store, store_constant
 from .compile import inline, kernel
-from .distributions import LOG_PROBS, LOGITS, block_total
-from .math import absolute, exp, log, log1p
+from .distributions import LOG_PROBS, block_total
+from .math import exp, log, log1p
 
 # Scratch slots. The targets and positive weights become the weights of the negative and positive part.
-X, T, POS, WEIGHT, LOG1P, E, VALUE, GRAD, HESS, SLOTS = range(10)
+X, T, POS, WEIGHT, LOG1P, E, VALUE, GRAD, SLOTS = range(9)
 
 
 @inline
@@ -26,12 +26,7 @@ def log1mexp(x):
 def binary_parts(n, form, stage):
     """The two surprises of a block: ``-log p`` into E and ``-log(1-p)`` into LOG1P."""
     x, e, l = slot_of(stage, X, n), slot_of(stage, E, n), slot_of(stage, LOG1P, n)  # noqa: E741
-    if form == LOGITS:
-        for i in range(n):
-            tail = log1p(exp(-absolute(x[i])))
-            e[i] = _formulas.softplus(-x[i], tail)
-            l[i] = _formulas.softplus(x[i], tail)
-    elif form == LOG_PROBS:
+    if form == LOG_PROBS:
         for i in range(n):
             e[i] = -x[i]
             l[i] = -log1mexp(x[i])
@@ -43,17 +38,10 @@ def binary_parts(n, form, stage):
 
 @inline
 def binary_slopes(n, form, unit, stage):
-    """Gradient and (for logits) Hessian of the unweighted block."""
+    """Gradient of the unweighted block."""
     x, positive, negative = slot_of(stage, X, n), slot_of(stage, POS, n), slot_of(stage, T, n)
-    grad, hess = slot_of(stage, GRAD, n), slot_of(stage, HESS, n)
-    if form == LOGITS:
-        for i in range(n):
-            e = exp(-absolute(x[i]))
-            s, c = _formulas.sigmoid(x[i], e), _formulas.sigmoid(-x[i], e)  # c = 1 - s, digits kept
-            a, b = positive[i], negative[i]
-            grad[i] = unit * (b * s - a * c)
-            hess[i] = unit * (a + b) * s * c
-    elif form == LOG_PROBS:
+    grad = slot_of(stage, GRAD, n)
+    if form == LOG_PROBS:
         for i in range(n):
             d = -x[i]
             # 1 / (e^d - 1), from the series of e^d - 1 where d is small.
@@ -68,21 +56,20 @@ def binary_slopes(n, form, unit, stage):
 
 @kernel
 def binary_rows(
-    x, x_geometry, t, t_geometry, pos, pos_geometry, weight, weight_geometry, first, n, low, high, whole_numbers,
-    summed, form, smoothing, ignore, unit, map_scale, row_weights, stage, results, loss, loss_geometry,
-    grad, grad_geometry, hess, hess_geometry,
+    x, x_geometry, t, t_geometry, pos, pos_geometry, weight, weight_geometry, first, n, size, whole_numbers,
+    summed, form, smoothing, ignore, unit, map_scale, stage, results, loss, loss_geometry,
+    grad, grad_geometry,
 ):  # fmt: skip
-    """BCE of columns ``low … high - 1`` of rows: elements into `loss`, weighted row sums into `results`.
+    """BCE of rows of `size` elements: elements into `loss`, weighted row sums into `results`.
 
     `summed` says that the rows are summed to one loss each, not elements that happen to lie in rows.
 
     Returns the row (relative to `first`) that holds the first bad target, before it is computed, or -1.
     """
-    size = high - low
     ignored = ignore[0] if ignore.size else np.nan  # which no target equals
     for i in range(n):
         kept_any = False
-        t_start = row_start(t_geometry, first + i) + low * t_geometry[CLASS_STRIDE]
+        t_start = row_start(t_geometry, first + i)
         if whole_numbers:
             for b in range(0, size, BLOCK):
                 m = min(BLOCK, size - b)
@@ -93,25 +80,23 @@ def binary_rows(
                     bad |= (targets[c] != 0.0) & (targets[c] != 1.0) & (targets[c] != ignored)
                 if bad:
                     return i
-        row_weight = row_weights[i] if row_weights.size else 1.0
         row_total = 0.0
         for b in range(0, size, BLOCK):
             m = min(BLOCK, size - b)
-            at = low + b
             x_stride, t_stride = x_geometry[CLASS_STRIDE], t_geometry[CLASS_STRIDE]
-            load(x, row_start(x_geometry, first + i) + at * x_stride, x_stride, m, 0.0, stage, X)
+            load(x, row_start(x_geometry, first + i) + b * x_stride, x_stride, m, 0.0, stage, X)
             load(t, t_start + b * t_stride, t_stride, m, 0.0, stage, T)
             targets, values = slot_of(stage, T, m), slot_of(stage, VALUE, m)
             weights, pos_weights = slot_of(stage, WEIGHT, m), slot_of(stage, POS, m)
             for c in range(m):
-                weights[c] = row_weight
+                weights[c] = 1.0
                 pos_weights[c] = 1.0
             if weight is not None:
                 s = weight_geometry[CLASS_STRIDE]
-                load(weight, row_start(weight_geometry, first + i) + at * s, s, m, 0.0, stage, WEIGHT)
+                load(weight, row_start(weight_geometry, first + i) + b * s, s, m, 0.0, stage, WEIGHT)
             if pos is not None:
                 s = pos_geometry[CLASS_STRIDE]
-                load(pos, row_start(pos_geometry, first + i) + at * s, s, m, 0.0, stage, POS)
+                load(pos, row_start(pos_geometry, first + i) + b * s, s, m, 0.0, stage, POS)
             kept = 0
             for c in range(m):
                 counts = targets[c] != ignored
@@ -131,28 +116,18 @@ def binary_rows(
             row_total += block_total(values)
             if loss is not None:
                 s = loss_geometry[CLASS_STRIDE]
-                store(values, loss, row_start(loss_geometry, first + i) + at * s, s)
-            if grad is not None or hess is not None:
-                binary_slopes(m, form, unit * map_scale, stage)
+                store(values, loss, row_start(loss_geometry, first + i) + b * s, s)
             if grad is not None:
+                binary_slopes(m, form, unit * map_scale, stage)
                 slopes = slot_of(stage, GRAD, m)
                 for c in range(m):
                     slopes[c] = 0.0 if weights[c] == 0.0 else weights[c] * slopes[c]
                 s = grad_geometry[CLASS_STRIDE]
-                store(slopes, grad, row_start(grad_geometry, first + i) + at * s, s)
-            if hess is not None:
-                curves = slot_of(stage, HESS, m)
-                for c in range(m):
-                    curves[c] = 0.0 if weights[c] == 0.0 else weights[c] * curves[c]
-                s = hess_geometry[CLASS_STRIDE]
-                store(curves, hess, row_start(hess_geometry, first + i) + at * s, s)
+                store(slopes, grad, row_start(grad_geometry, first + i) + b * s, s)
         results[0, i] = row_total if kept_any else 0.0
-        if summed and row_total != row_total:
+        if summed and row_total != row_total and grad is not None:
             # A NaN anywhere in the row makes the row NaN.
-            if grad is not None:
-                store_constant(np.nan, size, grad, row_start(grad_geometry, first + i), grad_geometry[CLASS_STRIDE])
-            if hess is not None:
-                store_constant(np.nan, size, hess, row_start(hess_geometry, first + i), hess_geometry[CLASS_STRIDE])
+            store_constant(np.nan, size, grad, row_start(grad_geometry, first + i), grad_geometry[CLASS_STRIDE])
     return -1
 
 

@@ -90,13 +90,15 @@ def by_rows(call: Call, names: tuple[str, ...], work: Callable[[int, int, Array]
     return math.fsum(sums)
 
 
-def by_elements(
-    arrays: dict[str, Array | None], work: Callable[[dict[str, Array | None], int, int, int, int], float]
-) -> float:
-    """Run ``work(arrays, first, n, low, high)`` over chunks of rows and columns; return the sum of its results.
+def by_elements(arrays: dict[str, Array | None], work: Callable[[dict[str, Array | None], int, int], float]) -> float:
+    """Run ``work(arrays, first, n)`` over chunks of rows and columns (of the latter it gets views); the results' sum.
 
-    Arrays that lie in memory as one line each are taken as one long row, so that short rows cost nothing.
+    The axes are taken in the order of the first array's memory, and arrays that lie there as one line each
+    as one long row: elements have no axes of their own, and short rows cost more.
     """
+    steps = next(abs(np.array(a.strides)) for a in arrays.values() if a is not None)
+    order = np.argsort(-steps, kind="stable")
+    arrays = {name: a if a is None else a.transpose(order) for name, a in arrays.items()}
     present = [a for a in arrays.values() if a is not None]
     shape = present[0].shape
     if all(a.flags.c_contiguous or not any(a.strides) for a in present):
@@ -112,15 +114,13 @@ def by_elements(
     k = shape[-1]
     n = math.prod(shape[:-1])
     rows, columns = chunk_rows(n, max(k, 1)), chunk_elements(n * k)
-    jobs = [
-        (first, min(rows, n - first), low, min(k, low + columns))
-        for first in range(0, n, rows)
-        for low in range(0, k, columns)
-    ]
+    jobs = [(first, low) for first in range(0, n, rows) for low in range(0, k, columns)]
     sums = [0.0] * len(jobs)
 
     def run_job(i: int) -> None:
-        sums[i] = work(arrays, *jobs[i])
+        first, low = jobs[i]
+        parts = {name: a if a is None else a[..., low : low + columns] for name, a in arrays.items()}
+        sums[i] = work(parts, first, min(rows, n - first))
 
     threads.run_chunks(len(jobs), run_job)
     return math.fsum(sums)

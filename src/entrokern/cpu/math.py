@@ -13,7 +13,7 @@ from numba.extending import intrinsic, overload
 
 from .. import _formulas
 from .compile import inline, inline_with
-from .simd import Value, emitted, select
+from .simd import Value, emitted, magnitude, select
 
 # --- LLVM operations that Numba does not offer ----------------------------------------------------
 
@@ -317,3 +317,40 @@ def log1p_positive(x: Value) -> Value:
     """``log(1 + x)`` for ``x >= 0``; what the addition rounds away is put back to first order."""
     u = x + 1.0
     return log_normal(u) + (x - (u - 1.0)) / u
+
+
+# --- what binary cross-entropy needs ----------------------------------------------------------------
+
+# (log(1 + e) - e) / e² for e from 0 to 1: the first term is added exactly, and nothing is divided.
+LOG1P_F32 = (
+    -0.499999327689561, 0.33330511349720876, -0.24958587139087948, 0.1969539761316515, -0.15355385668664923,
+    0.1068053545412744, -0.05766423406227736, 0.020204468683094553, -0.0033184460150702294,
+)  # fmt: skip
+LOG1P_F64 = (
+    -0.4999999999999946, 0.3333333333323505, -0.24999999993676686, 0.19999999791325074, -0.16666662498518423,
+    0.14285658897106226, -0.12499479609599722, 0.11107505966741646, -0.09981014763618103, 0.09013153087842463,
+    -0.08081210166665606, 0.07035540119790228, -0.05750199763760242, 0.04230010804445636, -0.026743962081598304,
+    0.013838589081503797, -0.005543107786807122, 0.0015957403942582502, -0.00029176100789062796,
+    2.5329913998566056e-05,
+)  # fmt: skip
+# tanh(x/2) / x as a function of x², for |x| <= 1
+HALF_TANH = (
+    0.4999999934360455, -0.041666336744831306, 0.0041639935429633205, -0.00041395371755833935, 3.346681002258998e-05,
+)  # fmt: skip
+
+
+@emitted
+def exp_minus_magnitude(x: Value) -> Value:
+    """``e^-|x|``"""
+    return exp2_below(magnitude(x) * -LOG2E)
+
+
+@emitted
+def log1p_unit(e: Value) -> Value:
+    """``log(1 + e)`` for e from 0 to 1."""
+    square = e * e
+    if e.dtype == types.float32:
+        return e + square * polynomial(e, LOG1P_F32)
+    # Even and odd powers apart: two chains of half the latency.
+    even, odd = polynomial(square, LOG1P_F64[0::2]), polynomial(square, LOG1P_F64[1::2])
+    return e + square * (even + e * odd)

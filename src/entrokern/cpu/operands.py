@@ -71,10 +71,10 @@ def _merged(shape: tuple[int, ...], strides: list[int]) -> tuple[list[int], list
     return sizes, steps
 
 
-def converted(view: Array, start: int, stop: int) -> Operand:
+def converted(view: Array, start: int, stop: int, dtype: Any = np.float64) -> Operand:
     """Rows ``start:stop`` of `view` as float64: for dtypes that no kernel is compiled for."""
     k = view.shape[-1]
-    rows = flat_chunk(view, start * k, stop * k).astype(np.float64)
+    rows = flat_chunk(view, start * k, stop * k).astype(dtype)
     return Operand(rows, np.array([1, -start * k, 1, stop, k]))
 
 

@@ -10,15 +10,16 @@ import numpy as np
 
 from .._arrays import Array
 from .._call import Call
-from . import distributions, divergences, elements, lanes
+from . import binary, distributions, divergences, elements, lanes
 from .blocks import BLOCK
 from .distributions import FORM_CODES
 from .finish import ROW_RESULTS
 from .lanes import LANES, softmax_lanes
 from .launch import Source, by_elements, by_rows, labels_and_ignored, row_weights, target
 from .maps import MAPS
-from .operands import Operand, operand
+from .operands import Operand, converted, operand
 from .rows import softmax_rows
+from .runs import RUN
 
 LOG2E = 1.4426950408889634
 LANES_UP_TO = 64  # classes: beyond, a row fills the vectors by itself
@@ -203,75 +204,148 @@ def divergence(call: Call) -> float:
 
 
 def binary_cross_entropy(call: Call) -> float:
-    assert call.y is not None
-    ignore = np.array([] if call.ignore_index is None else [call.ignore_index], np.float64)
-    whole_numbers = call.y.dtype.kind in "iu"
-
-    def binary(arrays: dict[str, Array | None], first: int, n: int, low: int, high: int, results: Array) -> int:
-        def source(name: str, dtypes: tuple[Any, ...]) -> tuple[Any, Any]:
-            view = arrays[name]
-            return (None, None) if view is None else Source(view, dtypes).rows(first, first + n)
-
-        x_dtype = arrays["x"].dtype  # type: ignore[union-attr]
-        weights = NOTHING if call.elementwise else row_weights(call, first, first + n)
-        return int(
-            elements.binary_rows(
-                *source("x", (x_dtype,)), *source("t", (x_dtype, np.uint8, np.float64)),
-                *source("pos", (np.float64,)), *source("weight", (np.float64,)), first, n, low, high,
-                whole_numbers, not call.elementwise, FORM_CODES[call.form], call.label_smoothing, ignore, call.unit,
-                call.map_scale, weights, np.empty(elements.SLOTS * BLOCK), results,
-                *target(arrays["loss"]), *target(arrays["grad"]), *target(arrays["hess"]),
-            )
-        )  # fmt: skip
-
+    run = binary_of_logits(call) if call.form == "logits" else binary_of_probabilities(call)
     arrays = {
         "x": call.x,
         "t": call.y,
         "pos": call.pos_weight,
-        "weight": call.sample_weight if call.elementwise else None,
+        "weight": call.sample_weight,
         "loss": call.rows.get("loss") if call.elementwise else None,
         "grad": call.maps.get("grad"),
         "hess": call.maps.get("hess"),
     }
     if not call.elementwise:
-        return by_rows(
-            call,
-            ("loss",),
-            lambda start, stop, results: binary(arrays, start, stop - start, 0, call.k, results),
-        )
+        if call.sample_weight is not None:
+            arrays["weight"] = np.broadcast_to(call.sample_weight[..., None], call.x.shape)
+        return by_rows(call, ("loss",), lambda start, stop, results: run(arrays, start, stop - start, results))
 
-    def work(arrays: dict[str, Array | None], first: int, n: int, low: int, high: int) -> float:
+    def work(arrays: dict[str, Array | None], first: int, n: int) -> float:
         results = np.zeros((1, n))
-        if binary(arrays, first, n, low, high, results) >= 0:
+        if run(arrays, first, n, results) >= 0:
             raise IndexError(first)
         return float(results.sum())
 
     return by_elements(arrays, work)
 
 
+Binary = Callable[[dict[str, Any], int, int, Array], int]  # (arrays, first row, rows, results) → first bad target or -1
+
+
+def binary_of_logits(call: Call) -> Binary:
+    assert call.y is not None
+    whole = call.y.dtype.kind in "biu"
+    smoothed = call.label_smoothing != 0.0
+    ignored = ignored_as_stored(call.ignore_index, call.y.dtype)
+    # float32 holds what the contract asks for, but not all targets; the slope for whole targets takes it that
+    # one of the two weights is 0.
+    wide = call.x.itemsize == 8 or (not whole and call.y.itemsize >= 8) or abs(ignored) > 1 << 24
+    dtype = np.dtype(np.float64 if wide or (whole and smoothed and "grad" in call.maps) else np.float32)
+    keep, rest = call.unit * (1.0 - call.label_smoothing), call.unit * 0.5 * call.label_smoothing
+    options = np.array([keep, rest, 1.0, call.map_scale, ignored])
+
+    def run(arrays: dict[str, Any], first: int, n: int, results: Array) -> int:
+        x, grad, hess = arrays["x"], arrays["grad"], arrays["hess"]
+        k = x.shape[-1]
+        inputs = (
+            with_spare(operand(x)), with_spare(targets_as_stored(arrays["t"], first, first + n)),
+            with_spare(weights_as_stored(arrays["pos"], first, first + n)),
+            with_spare(weights_as_stored(arrays["weight"], first, first + n)),
+        )  # fmt: skip
+        outputs = with_spare(target(grad)), with_spare(target(hess))
+        zero = dtype.type(0)
+        if not call.elementwise and k <= binary.SHORT:
+            values, tile = np.empty(RUN, dtype), np.empty(RUN, dtype)
+            return int(binary.binary_short_rows(*inputs, *outputs, first, n, k, options, zero, values, tile, results))
+        group = max(1, RUN // k) if call.elementwise else 1
+        loss = with_spare(target(arrays["loss"]))
+        return int(
+            binary.binary_logits(
+                *inputs, loss, *outputs, first, n, k, group, not call.elementwise, options, zero, results
+            )
+        )
+
+    return run
+
+
+def binary_of_probabilities(call: Call) -> Binary:
+    assert call.y is not None
+    ignore = np.array([] if call.ignore_index is None else [call.ignore_index], np.float64)
+    whole_numbers = call.y.dtype.kind in "iu"
+
+    def run(arrays: dict[str, Any], first: int, n: int, results: Array) -> int:
+        def source(name: str, dtypes: tuple[Any, ...]) -> tuple[Any, Any]:
+            view = arrays[name]
+            return (None, None) if view is None else Source(view, dtypes).rows(first, first + n)
+
+        x_dtype = arrays["x"].dtype
+        return int(
+            elements.binary_rows(
+                *source("x", (x_dtype,)), *source("t", (x_dtype, np.uint8, np.float64)),
+                *source("pos", (np.float64,)), *source("weight", (np.float64,)), first, n, arrays["x"].shape[-1],
+                whole_numbers, not call.elementwise, FORM_CODES[call.form], call.label_smoothing, ignore, call.unit,
+                call.map_scale, np.empty(elements.SLOTS * BLOCK), results,
+                *target(arrays["loss"]), *target(arrays["grad"]),
+            )
+        )  # fmt: skip
+
+    return run
+
+
+# Integers as the kernels read them, by their size: only 0, 1 and what is ignored matter, not their signs.
+WHOLE = {1: np.dtype(np.uint8), 2: np.dtype(np.int32), 4: np.dtype(np.int32), 8: np.dtype(np.int64)}
+
+
+def targets_as_stored(t: Array, start: int, stop: int) -> Operand:
+    if t.dtype.kind in "biu":
+        stored = WHOLE[t.itemsize]
+        return operand(t.view(stored)) if stored.itemsize == t.itemsize else converted(t, start, stop, stored)
+    return operand(t) if t.itemsize <= 8 else converted(t, start, stop)
+
+
+def ignored_as_stored(ignored: int | None, dtype: np.dtype[Any]) -> float:
+    """What an ignored target looks like to the kernels; NaN, which no target equals, for none."""
+    if ignored is None:
+        return np.nan
+    if dtype.kind not in "iu" or dtype.itemsize == 2:
+        return float(ignored)
+    limits = np.iinfo(dtype)
+    fits = limits.min <= ignored <= limits.max
+    return float(np.array(ignored, dtype).view(WHOLE[dtype.itemsize])) if fits else np.nan
+
+
+def weights_as_stored(weights: Array | None, start: int, stop: int) -> Operand | tuple[None, None]:
+    if weights is None:
+        return None, None
+    return Source(weights, (np.float32, np.float64)).rows(start, stop)
+
+
+def with_spare(part: tuple[Any, Any]) -> Any:
+    """An operand with a block of memory for runs that do not lie in line, as the elementwise kernels take it."""
+    flat, geometry = part
+    return None if flat is None else (flat, geometry, np.empty(RUN, flat.dtype))
+
+
 def information(call: Call) -> float:
-    def work(arrays: dict[str, Array | None], first: int, n: int, low: int, high: int) -> float:
+    def work(arrays: dict[str, Array | None], first: int, n: int) -> float:
         x, out = arrays["x"], arrays["out"]
         assert x is not None
         elements.information_rows(
-            *operand(x), first, n, low, high, call.unit,
-            np.empty(elements.SLOTS * BLOCK), *target(out),
-        )  # fmt: skip
+            *operand(x), first, n, 0, x.shape[-1], call.unit, np.empty(elements.SLOTS * BLOCK), *target(out)
+        )
         return 0.0
 
     return by_elements({"x": call.x, "out": call.maps["information"]}, work)
 
 
 def kl_estimate(call: Call) -> float:
-    def work(arrays: dict[str, Array | None], first: int, n: int, low: int, high: int) -> float:
+    def work(arrays: dict[str, Array | None], first: int, n: int) -> float:
         x, y = arrays["x"], arrays["y"]
         assert x is not None
         assert y is not None
         results = np.zeros((1, n))
         elements.kl_estimate_rows(
-            *operand(x), *Source(y, (x.dtype, np.float64)).rows(first, first + n),
-            first, n, low, high, int(call.estimator[1]), np.empty(elements.SLOTS * BLOCK), results,
-            *target(arrays["out"]),
+            *operand(x), *Source(y, (x.dtype, np.float64)).rows(first, first + n), first, n, 0, x.shape[-1],
+            int(call.estimator[1]), np.empty(elements.SLOTS * BLOCK), results, *target(arrays["out"]),
         )  # fmt: skip
         return float(results.sum())
 

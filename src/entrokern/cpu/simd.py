@@ -53,7 +53,7 @@ INTEGER_OF = {types.float32: types.int32, types.float64: types.int64}
 
 def llvm_type(kind: Any) -> Any:
     if isinstance(kind, Vector):
-        return ir.VectorType(LLVM[kind.dtype], kind.lanes)
+        return ir.VectorType(llvm_type(kind.dtype), kind.lanes)
     return LLVM[kind] if kind in LLVM else ir.IntType(kind.bitwidth)
 
 
@@ -224,10 +224,14 @@ class Value:
         return self.like(self.builder.bitcast(self.llvm, llvm_type(kind.kind)), dtype)
 
     def call(self, name: str, *others: Value) -> Value:
-        """An LLVM intrinsic of one type."""
+        """An LLVM intrinsic of one floating type."""
         arguments = [self.llvm, *(other.llvm for other in others)]
-        kind = self.llvm.type
-        function = self.builder.module.declare_intrinsic(name, [kind], ir.FunctionType(kind, [kind] * len(arguments)))
+        lanes = f"v{self.kind.lanes}" if isinstance(self.kind, Vector) else ""
+        full = f"{name}.{lanes}f{self.dtype.bitwidth}"
+        function = self.builder.module.globals.get(full)
+        if function is None:
+            signature = ir.FunctionType(self.llvm.type, [self.llvm.type] * len(arguments))
+            function = ir.Function(self.builder.module, signature, full)
         return self.like(self.builder.call(function, arguments))
 
     def reduce(self, name: str, *flags: str) -> Value:
