@@ -13,7 +13,7 @@ from numba.extending import overload
 from .blocks import CLASS_STRIDE, row_start, store_constant
 from .compile import inline, kernel
 from .math import HALF_TANH, exp_minus_magnitude, log1p_unit, polynomial
-from .memory import BFLOAT16, FLOAT16, load_first, store, store_first, vector
+from .memory import BFLOAT16, FLOAT16, load, load_first, store, store_first, vector
 from .runs import (
     RUN,
     fourfold,
@@ -33,7 +33,7 @@ from .simd import Value, any_lane, emitted, lanes_sum, like_vector, lower_half, 
 # the negative one ``keep·(1 - t) + rest``: ``1 - ε`` and ``ε/2``, both times the unit of the base.
 KEEP, REST, POS_WEIGHT, MAP_SCALE, IGNORED = range(5)
 
-SHORT = 64  # classes: up to here rows are computed as one run, and summed one row per lane
+SHORT = 256  # classes: up to here rows are computed as one run, and summed one row per lane
 
 
 # --- formulas -------------------------------------------------------------------------------------
@@ -140,18 +140,16 @@ def run(x, t, pos, weight, options, loss, grad, hess, n, zero):
     lanes = lanes_of(zero)
     low = high = lower_half(zero)
     wrong = zero
-    i = 0
-    while i + 4 * lanes <= n:
+    fours = n - n % (4 * lanes)
+    for i in range(0, fours, 4 * lanes):
         # Four registers at once: their latencies overlap, and only their sum has to become float64.
         values, w = step(x, t, pos, weight, options, loss, grad, hess, i, None, fourfold(zero))
         values, wrong = quarters(values), wrong + quarters(w)
         low, high = low + lower_half(values), high + upper_half(values)
-        i += 4 * lanes
     rest = zero
-    while i < n:
+    for i in range(fours, n, lanes):
         values, w = step(x, t, pos, weight, options, loss, grad, hess, i, n - i, zero)
         rest, wrong = rest + values, wrong + w
-        i += lanes
     return lanes_sum(low + high) + lanes_sum(rest), lanes_sum(wrong)
 
 
@@ -162,16 +160,29 @@ def sum_rows(values, rows, k, tile, sums, at, zero):
     nan = zero != zero
     for r in range(0, rows, lanes):
         count = min(lanes, rows - r)
-        for j in range(count):
-            start = (r + j) * k
-            total = load_first(values, start, k, zero)
-            for c in range(lanes, k, lanes):
-                total = total + load_first(values, start + c, k - c, zero)
-            store(tile, j * lanes, total)
-        total = sums_by_lane(tile, zero)
+        if k <= lanes:
+            total = sums_by_lane(values, r * k, k, k, zero)
+        else:
+            for j in range(count):
+                store(tile, j * lanes, sum_of_row(values, (r + j) * k, k, zero))
+            total = sums_by_lane(tile, 0, lanes, lanes, zero)
         nan = nan | ((total != total) & within(count, zero))
         store_first(sums, at + r, count, total)
     return any_lane(nan)
+
+
+@inline
+def sum_of_row(values, start, k, zero):
+    """A vector of partial sums, which stay in single precision: no sum is longer than a few numbers."""
+    lanes = lanes_of(zero)
+    fours = k - k % (4 * lanes)
+    four = fourfold(zero)
+    for c in range(0, fours, 4 * lanes):
+        four = four + load(values, start + c, four)
+    total = quarters(four)
+    for c in range(fours, k, lanes):
+        total = total + load_first(values, start + c, k - c, zero)
+    return total
 
 
 @inline

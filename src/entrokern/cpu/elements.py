@@ -1,14 +1,17 @@
-"""Kernel family *elements*: binary cross-entropy of probabilities, information and KL estimates, in float64."""
+"""Kernel family *elements*: information and KL estimates, and binary cross-entropy of given probabilities."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from .. import _formulas
-from .blocks import BLOCK, CLASS_STRIDE, block_of, load, row_start, slot_of, store, store_constant
+from .blocks import BLOCK, CLASS_STRIDE, load, row_start, slot_of, store, store_constant
 from .compile import inline, kernel
 from .distributions import LOG_PROBS, block_total
-from .math import exp, log, log1p
+from .math import any_log, exp, log, log1p, signed_exp
+from .memory import vector
+from .runs import RUN, fourfold, gathered, lanes_of, placed, quarters, read, scattered, write
+from .simd import Value, emitted, lanes_sum, magnitude, select
 
 # Scratch slots. The targets and positive weights become the weights of the negative and positive part.
 X, T, POS, WEIGHT, LOG1P, E, VALUE, GRAD, SLOTS = range(9)
@@ -131,44 +134,85 @@ def binary_rows(
     return -1
 
 
-@kernel
-def information_rows(x, geometry, first, n, low, high, unit, stage, out, out_geometry):
-    """``-log p`` of columns ``low … high - 1``."""
-    stride, out_stride = geometry[CLASS_STRIDE], out_geometry[CLASS_STRIDE]
-    for i in range(n):
-        for at in range(low, high, BLOCK):
-            m = min(BLOCK, high - at)
-            load(x, row_start(geometry, first + i) + at * stride, stride, m, 0.0, stage, X)
-            p, values = block_of(x, 0, m, stage, X), slot_of(stage, VALUE, m)
-            for c in range(m):
-                values[c] = 0.0 - unit * log(p[c])
-            store(values, out, row_start(out_geometry, first + i) + at * out_stride, out_stride)
+# --- information and estimates: vectors of runs ------------------------------------------------------
+
+
+@inline
+def information_run(x, out, n, unit, zero):
+    lanes = lanes_of(zero)
+    fours = n - n % (4 * lanes)
+    for i in range(0, fours, 4 * lanes):
+        write(out, i, None, 0.0 - any_log(read(x, i, None, fourfold(zero))) * unit)
+    for i in range(fours, n, lanes):
+        write(out, i, n - i, 0.0 - any_log(read(x, i, n - i, zero)) * unit)
 
 
 @kernel
-def kl_estimate_rows(
-    x, x_geometry, y, y_geometry, first, n, low, high, estimator, stage, results, out, out_geometry
-):  # fmt: skip
-    """Estimators 1, 2, 3 of samples in columns ``low … high - 1``; their sums into `results`."""
-    for i in range(n):
-        total = 0.0
-        for at in range(low, high, BLOCK):
-            m = min(BLOCK, high - at)
-            s = x_geometry[CLASS_STRIDE]
-            load(x, row_start(x_geometry, first + i) + at * s, s, m, 0.0, stage, X)
-            s = y_geometry[CLASS_STRIDE]
-            load(y, row_start(y_geometry, first + i) + at * s, s, m, 0.0, stage, T)
-            log_p, log_q, values = slot_of(stage, X, m), slot_of(stage, T, m), slot_of(stage, VALUE, m)
-            for c in range(m):
-                d = log_p[c] - log_q[c]
-                if estimator == 1:
-                    values[c] = d
-                elif estimator == 2:
-                    values[c] = 0.5 * d * d
-                else:
-                    values[c] = _formulas.k3(d, exp(-d) - 1.0) if d < np.inf else d
-            total += block_total(values)
-            if out is not None:
-                s = out_geometry[CLASS_STRIDE]
-                store(values, out, row_start(out_geometry, first + i) + at * s, s)
+def information_rows(x, out, first, n, k, group, unit, zero):
+    """``-log p`` of the elements of rows, `group` rows at once."""
+    for i in range(0, n, group):
+        row, rows = first + i, min(group, n - i)
+        for at in range(0, k, RUN):
+            m = min(RUN, k - at)
+            information_run(gathered(x, row, rows, at, m), placed(out, row, rows, at, m), rows * m, unit, vector(zero))
+            scattered(out, row, rows, at, m)
+
+
+@emitted
+def estimate_1(d: Value) -> Value:
+    return d
+
+
+@emitted
+def estimate_2(d: Value) -> Value:
+    return 0.5 * d * d
+
+
+@emitted
+def estimate_3(d: Value) -> Value:
+    """``(r - 1) - log r`` for ``d = -log r``: non-negative, by its series near 0."""
+    far = (signed_exp(-d) - 1.0) + d
+    return select(magnitude(d) < 1.0, d * d * _formulas.expm1_tail(d), far)
+
+
+@inline
+def estimate(x, y, out, i, count, estimator, zero):
+    """The estimator of one vector of samples."""
+    d = read(x, i, count, zero) - read(y, i, count, zero)  # beyond the end 0, whose estimate is 0
+    if estimator == 1:
+        value = estimate_1(d)
+    elif estimator == 2:
+        value = estimate_2(d)
+    else:
+        value = estimate_3(d)
+    write(out, i, count, value)
+    return value
+
+
+@inline
+def estimate_run(x, y, out, n, estimator, zero):
+    """The estimators of `n` samples: their sum."""
+    lanes = lanes_of(zero)
+    fours = n - n % (4 * lanes)
+    four = fourfold(zero)
+    for i in range(0, fours, 4 * lanes):
+        four = four + estimate(x, y, out, i, None, estimator, fourfold(zero))
+    total = quarters(four)
+    for i in range(fours, n, lanes):
+        total = total + estimate(x, y, out, i, n - i, estimator, zero)
+    return lanes_sum(total)
+
+
+@kernel
+def kl_estimate_rows(x, y, out, first, n, k, group, estimator, results):
+    """Estimators 1, 2, 3 of the samples in rows, `group` rows at once, in float64; their sums into `results`."""
+    for i in range(0, n, group):
+        row, rows, total = first + i, min(group, n - i), 0.0
+        for at in range(0, k, RUN):
+            m = min(RUN, k - at)
+            total += estimate_run(
+                gathered(x, row, rows, at, m), gathered(y, row, rows, at, m), placed(out, row, rows, at, m),
+                rows * m, estimator, vector(0.0),
+            )  # fmt: skip
+            scattered(out, row, rows, at, m)
         results[0, i] = total

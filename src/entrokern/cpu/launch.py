@@ -96,9 +96,10 @@ def by_elements(arrays: dict[str, Array | None], work: Callable[[dict[str, Array
     The axes are taken in the order of the first array's memory, and arrays that lie there as one line each
     as one long row: elements have no axes of their own, and short rows cost more.
     """
-    steps = next(abs(np.array(a.strides)) for a in arrays.values() if a is not None)
-    order = np.argsort(-steps, kind="stable")
-    arrays = {name: a if a is None else a.transpose(order) for name, a in arrays.items()}
+    first = next(a for a in arrays.values() if a is not None)
+    if not first.flags.c_contiguous:
+        order = np.argsort([-abs(s) for s in first.strides], kind="stable")
+        arrays = {name: None if a is None else a.transpose(order) for name, a in arrays.items()}
     present = [a for a in arrays.values() if a is not None]
     shape = present[0].shape
     if all(a.flags.c_contiguous or not any(a.strides) for a in present):

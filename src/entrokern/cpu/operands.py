@@ -72,7 +72,7 @@ def _merged(shape: tuple[int, ...], strides: list[int]) -> tuple[list[int], list
 
 
 def converted(view: Array, start: int, stop: int, dtype: Any = np.float64) -> Operand:
-    """Rows ``start:stop`` of `view` as float64: for dtypes that no kernel is compiled for."""
+    """Rows ``start:stop`` of `view` as `dtype`: for dtypes that no kernel is compiled for."""
     k = view.shape[-1]
     rows = flat_chunk(view, start * k, stop * k).astype(dtype)
     return Operand(rows, np.array([1, -start * k, 1, stop, k]))

@@ -238,23 +238,27 @@ def binary_of_logits(call: Call) -> Binary:
     ignored = ignored_as_stored(call.ignore_index, call.y.dtype)
     # float32 holds what the contract asks for, but not all targets; the slope for whole targets takes it that
     # one of the two weights is 0.
-    wide = call.x.itemsize == 8 or (not whole and call.y.itemsize >= 8) or abs(ignored) > 1 << 24
+    wide = call.x.itemsize == 8 or (not whole and call.y.itemsize >= 8) or abs(ignored) >= 1 << 24
     dtype = np.dtype(np.float64 if wide or (whole and smoothed and "grad" in call.maps) else np.float32)
     keep, rest = call.unit * (1.0 - call.label_smoothing), call.unit * 0.5 * call.label_smoothing
-    options = np.array([keep, rest, 1.0, call.map_scale, ignored])
+    one_for_all, pos_weight = False, 1.0
+    if call.pos_weight is not None and not any(call.pos_weight.strides):
+        one_for_all, pos_weight = True, float(call.pos_weight.flat[0])
+    options = np.array([keep, rest, pos_weight, call.map_scale, ignored])
 
     def run(arrays: dict[str, Any], first: int, n: int, results: Array) -> int:
         x, grad, hess = arrays["x"], arrays["grad"], arrays["hess"]
+        pos = None if one_for_all else arrays["pos"]
         k = x.shape[-1]
         inputs = (
             with_spare(operand(x)), with_spare(targets_as_stored(arrays["t"], first, first + n)),
-            with_spare(weights_as_stored(arrays["pos"], first, first + n)),
+            with_spare(weights_as_stored(pos, first, first + n)),
             with_spare(weights_as_stored(arrays["weight"], first, first + n)),
         )  # fmt: skip
         outputs = with_spare(target(grad)), with_spare(target(hess))
         zero = dtype.type(0)
         if not call.elementwise and k <= binary.SHORT:
-            values, tile = np.empty(RUN, dtype), np.empty(RUN, dtype)
+            values, tile = np.empty(2 * RUN, dtype), np.empty(RUN, dtype)
             return int(binary.binary_short_rows(*inputs, *outputs, first, n, k, options, zero, values, tile, results))
         group = max(1, RUN // k) if call.elementwise else 1
         loss = with_spare(target(arrays["loss"]))
@@ -291,8 +295,13 @@ def binary_of_probabilities(call: Call) -> Binary:
     return run
 
 
-# Integers as the kernels read them, by their size: only 0, 1 and what is ignored matter, not their signs.
-WHOLE = {1: np.dtype(np.uint8), 2: np.dtype(np.int32), 4: np.dtype(np.int32), 8: np.dtype(np.int64)}
+# Integers as the kernels of logits read them, by their size: only 0, 1 and what is ignored matter, not their signs.
+WHOLE: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.int32),
+    4: np.dtype(np.int32),
+    8: np.dtype(np.int64),
+}
 
 
 def targets_as_stored(t: Array, start: int, stop: int) -> Operand:
@@ -326,11 +335,13 @@ def with_spare(part: tuple[Any, Any]) -> Any:
 
 
 def information(call: Call) -> float:
-    def work(arrays: dict[str, Array | None], first: int, n: int) -> float:
+    zero = np.float64(0) if call.x.itemsize == 8 else np.float32(0)
+
+    def work(arrays: dict[str, Any], first: int, n: int) -> float:
         x, out = arrays["x"], arrays["out"]
-        assert x is not None
+        k = x.shape[-1]
         elements.information_rows(
-            *operand(x), first, n, 0, x.shape[-1], call.unit, np.empty(elements.SLOTS * BLOCK), *target(out)
+            with_spare(operand(x)), with_spare(operand(out)), first, n, k, max(1, RUN // k), call.unit, zero
         )
         return 0.0
 
@@ -338,14 +349,16 @@ def information(call: Call) -> float:
 
 
 def kl_estimate(call: Call) -> float:
-    def work(arrays: dict[str, Array | None], first: int, n: int) -> float:
+    estimator = int(call.estimator[1])
+
+    def work(arrays: dict[str, Any], first: int, n: int) -> float:
         x, y = arrays["x"], arrays["y"]
-        assert x is not None
-        assert y is not None
+        k = x.shape[-1]
         results = np.zeros((1, n))
+        y_part = Source(y, (x.dtype, np.float64)).rows(first, first + n)
         elements.kl_estimate_rows(
-            *operand(x), *Source(y, (x.dtype, np.float64)).rows(first, first + n), first, n, 0, x.shape[-1],
-            int(call.estimator[1]), np.empty(elements.SLOTS * BLOCK), results, *target(arrays["out"]),
+            with_spare(operand(x)), with_spare(y_part), with_spare(target(arrays["out"])), first, n, k,
+            max(1, RUN // k), estimator, results,
         )  # fmt: skip
         return float(results.sum())
 

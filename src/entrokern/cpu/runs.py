@@ -12,13 +12,14 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from .blocks import AXES, CLASS_STRIDE, SIZES, row_start
-from .compile import inline
+from .compile import EXACT, inline
 from .memory import _pointer as vector_pointer
-from .memory import first_lanes, load, load_first, store, store_first
-from .simd import Value, Vector, emitted
+from .memory import first_lanes, masked_load, masked_store, narrowed, widened
+from .simd import Value, Vector, emitted, llvm_type
 
 RUN = 1024  # elements of a block at most
 
+INLINE = {"fastmath": EXACT, "error_model": "numpy", "nogil": True, "forceinline": True, "_nrt": False}
 
 # --- from operands to runs ------------------------------------------------------------------------
 
@@ -29,27 +30,6 @@ def in_line(geometry, rows, n):
     return geometry[CLASS_STRIDE] == 1 and (rows == 1 or (geometry[AXES] == 1 and geometry[SIZES + 1] == n))
 
 
-@inline
-def _gathered(operand, row, rows, column, n):
-    flat, geometry, spare = operand
-    stride = geometry[CLASS_STRIDE]
-    if in_line(geometry, rows, n):
-        return flat, row_start(geometry, row) + column
-    for r in range(rows):
-        start = row_start(geometry, row + r) + column * stride
-        for c in range(n):
-            spare[r * n + c] = flat[start + c * stride]
-    return spare, 0
-
-
-@inline
-def _placed(operand, row, rows, column, n):
-    flat, geometry, spare = operand
-    if in_line(geometry, rows, n):
-        return flat, row_start(geometry, row) + column
-    return spare, 0
-
-
 def gathered(operand, row, rows, column, n):
     """Columns ``column … column + n - 1`` of `rows` rows as a run: an array, and where in it the run begins.
 
@@ -58,21 +38,44 @@ def gathered(operand, row, rows, column, n):
     raise NotImplementedError("compiled code only")
 
 
+@overload(gathered, jit_options=INLINE)
+def _gathered(operand, row, rows, column, n):
+    if operand == types.none:
+        return lambda operand, row, rows, column, n: (None, 0)
+
+    def gather(operand, row, rows, column, n):
+        flat, geometry, spare = operand
+        if in_line(geometry, rows, n):
+            return flat, row_start(geometry, row) + column
+        stride = geometry[CLASS_STRIDE]
+        for r in range(rows):
+            start = row_start(geometry, row + r) + column * stride
+            if stride == 0:
+                for c in range(n):
+                    spare[r * n + c] = flat[start]
+            else:
+                for c in range(n):
+                    spare[r * n + c] = flat[start + c * stride]
+        return spare, 0
+
+    return gather
+
+
 def placed(operand, row, rows, column, n):
     """Where a run of results goes: into the output itself, or first into its spare block (see `scattered`)."""
     raise NotImplementedError("compiled code only")
 
 
-def _unless_none(function, compiled):
-    @overload(function)
-    def choose(operand, row, rows, column, n):
-        if operand == types.none:
-            return lambda operand, row, rows, column, n: (None, 0)
-        return lambda operand, row, rows, column, n: compiled(operand, row, rows, column, n)
+@overload(placed, jit_options=INLINE)
+def _placed(operand, row, rows, column, n):
+    if operand == types.none:
+        return lambda operand, row, rows, column, n: (None, 0)
 
+    def place(operand, row, rows, column, n):
+        flat, geometry, spare = operand
+        return (flat, row_start(geometry, row) + column) if in_line(geometry, rows, n) else (spare, 0)
 
-_unless_none(gathered, _gathered)
-_unless_none(placed, _placed)
+    return place
 
 
 @inline
@@ -127,53 +130,75 @@ def quarters(v: Value) -> Value:
 
 
 @intrinsic
-def sums_by_lane(typing, tile, like):
-    """The sums of as many vectors, one after the other in `tile`, as each has lanes: one sum in each lane."""
+def sums_by_lane(typing, rows, at, stride, n, zero):
+    """Sums of the first `n` elements of as many rows, `stride` apart, as a vector has lanes: one in each lane."""
 
     def build(context, builder, signature, arguments):
-        kind, lanes = signature.args[0], like.lanes
-        rows = []
+        array, at, stride, n, zero = arguments
+        kind = signature.args[0]
+        like = signature.return_type
+        lanes, mask = like.lanes, first_lanes(builder, n, like.lanes)
+        vectors = []
         for r in range(lanes):
-            at = ir.Constant(ir.IntType(64), r * lanes)
-            pointer = vector_pointer(context, builder, kind, arguments[0], at, lanes)
-            rows.append(Value(builder, builder.load(pointer, align=kind.dtype.bitwidth // 8), like))
+            index = builder.add(at, builder.mul(ir.Constant(ir.IntType(64), r), stride))
+            pointer = vector_pointer(context, builder, kind, array, index, lanes)
+            row = masked_load(builder, pointer, mask, zero, kind.dtype.bitwidth // 8)
+            vectors.append(Value(builder, row, like))
         step = 1
-        while len(rows) > 1:
-            # Of every two vectors: neighbours (at a distance of `step`) of the one added up in lanes without the
-            # bit `step`, those of the other in lanes with it.
+        while len(vectors) > 1:
+            # Neighbouring lanes (at a distance of `step`) are added up: those of one vector in the lanes without the
+            # bit `step`, those of the next in the lanes with it.
             low = [i if not i & step else lanes + (i ^ step) for i in range(lanes)]
             high = [(i | step) if not i & step else lanes + i for i in range(lanes)]
-            pairs = zip(rows[0::2], rows[1::2], strict=True)
-            rows = [a.shuffled(b, low) + a.shuffled(b, high) for a, b in pairs]
+            pairs = zip(vectors[0::2], vectors[1::2], strict=True)
+            vectors = [a.shuffled(b, low) + a.shuffled(b, high) for a, b in pairs]
             step *= 2
-        return rows[0].llvm
+        return vectors[0].llvm
 
-    return like(tile, like), build
+    return zero(rows, types.intp, types.intp, types.intp, zero), build
 
 
-def read(run, i, count, otherwise):
+def _address(context, builder, kind, run, i, lanes):
+    """Where element `i` of a run ``(array, at)`` lies."""
+    index = builder.add(builder.extract_value(run, 1), i)
+    return vector_pointer(context, builder, kind, builder.extract_value(run, 0), index, lanes)
+
+
+@intrinsic
+def read(typing, run, i, count, otherwise):
     """A vector from element `i` of a run on; `otherwise` in lanes beyond `count`, and where there is no operand."""
-    raise NotImplementedError("compiled code only")
+    kind, lanes, partly = run[0], otherwise.lanes, count != types.none
+
+    def build(context, builder, signature, arguments):
+        if kind == types.none:
+            return arguments[3]
+        pointer = _address(context, builder, kind, arguments[0], arguments[1], lanes)
+        storage, size = Vector(kind.dtype, lanes), kind.dtype.bitwidth // 8
+        if not partly:
+            stored = builder.load(pointer, align=size)
+            return widened(context, Value(builder, stored, storage), otherwise.dtype).llvm
+        mask = first_lanes(builder, arguments[2], lanes)
+        stored = masked_load(builder, pointer, mask, ir.Constant(llvm_type(storage), None), size)
+        return builder.select(
+            mask, widened(context, Value(builder, stored, storage), otherwise.dtype).llvm, arguments[3]
+        )
+
+    return otherwise(run, types.intp, types.intp if partly else types.none, otherwise), build
 
 
-@overload(read)
-def _read(run, i, count, otherwise):
-    if run[0] == types.none:
-        return lambda run, i, count, otherwise: otherwise
-    if count == types.none:
-        return lambda run, i, count, otherwise: load(run[0], run[1] + i, otherwise)
-    return lambda run, i, count, otherwise: load_first(run[0], run[1] + i, count, otherwise)
-
-
-def write(run, i, count, value):
+@intrinsic
+def write(typing, run, i, count, value):
     """The reverse of `read`; nothing where there is no output."""
-    raise NotImplementedError("compiled code only")
+    kind, lanes, partly = run[0], value.lanes, count != types.none
 
+    def build(context, builder, signature, arguments):
+        if kind != types.none:
+            pointer = _address(context, builder, kind, arguments[0], arguments[1], lanes)
+            stored, size = narrowed(context, Value(builder, arguments[3], value), kind.dtype), kind.dtype.bitwidth // 8
+            if partly:
+                masked_store(builder, stored.llvm, pointer, first_lanes(builder, arguments[2], lanes), size)
+            else:
+                builder.store(stored.llvm, pointer, align=size)
+        return context.get_dummy_value()
 
-@overload(write)
-def _write(run, i, count, value):
-    if run[0] == types.none:
-        return lambda run, i, count, value: None
-    if count == types.none:
-        return lambda run, i, count, value: store(run[0], run[1] + i, value)
-    return lambda run, i, count, value: store_first(run[0], run[1] + i, count, value)
+    return types.void(run, types.intp, types.intp if partly else types.none, value), build
