@@ -59,10 +59,11 @@ def test_a_changed_formula_is_seen(tmp_path: Path) -> None:
     assert Path(file).parent == package
     formulas = package / "_formulas.py"
     source = formulas.read_text()
-    assert source.count("return d * d * expm1_tail(d)") == 1
-    formulas.write_text(source.replace("return d * d * expm1_tail(d)", "return 7.0 + d * d * expm1_tail(d)"))
+    series = "return c0 + d * (c1 + d * (c2"
+    assert source.count(series) == 1
+    formulas.write_text(source.replace(series, series.replace("c0", "28.0 + c0")))
     _, after = run(call, **environment)
-    assert float(after) == pytest.approx(float(before) + 7.0)
+    assert float(after) == pytest.approx(float(before) + 28.0 * 0.5**2)
 
 
 def test_without_a_home_it_compiles_again(tmp_path: Path) -> None:

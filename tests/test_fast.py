@@ -33,16 +33,22 @@ CASES = [
          {"sample_weight": "row weights"}),
 ]  # fmt: skip
 BY_NAME = {case.name: case for case in CASES}
-# What a 64-bit mantissa can judge in float64 without error of its own: not near operands.
 EDGES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 80, 96, 100, 127, 128, 129, 1000, 1023, 1024,
          1025, 1040, 2048, 2049)  # fmt: skip
 
 
 def judged(case: Case, n: int, k: int, dtype: str, kind: str, field: object = LONG, seed: int = 0) -> float:
+    """The worst error in units of the bound. Near operands in float64 are too much for the long double oracle."""
     args, options = operands(case, n, k, dtype, kind, seed)
+    got, where = call(case.function, args, options), f"{case.name} n={n} k={k} {dtype} {kind}"
     want = evaluate(field, case.function, args, options)
-    return max(check(call(case.function, args, options), want, input_dtype(case, args),
-                     where=f"{case.name} n={n} k={k} {dtype} {kind}").values())  # fmt: skip
+    try:
+        worst = check(got, want, input_dtype(case, args), where=where)
+    except AssertionError:
+        if field is MP or n * k > 10_000:
+            raise
+        worst = check(got, evaluate(MP, case.function, args, options), input_dtype(case, args), where=where)
+    return max(worst.values())
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from entrokern import _formulas
-from entrokern.cpu import blocks
+from entrokern.cpu import blocks, memory
 from entrokern.cpu import math as vector
 
 mp = mpmath.mp.clone()
@@ -32,12 +32,23 @@ def exp2_slope(r: Any) -> Any:
     return ln2 + r * ln2**2 / 2 if abs(r) < mp.mpf(10) ** -12 else mp.expm1(r * ln2) / r
 
 
+def log1p_tail(e: Any) -> Any:
+    return mp.mpf(-1) / 2 + e / 3 - e * e / 4 if e < mp.mpf(10) ** -15 else (mp.log1p(e) - e) / e**2
+
+
+def half_tanh(u: Any) -> Any:
+    return mp.mpf(1) / 2 - u / 24 if u < mp.mpf(10) ** -20 else mp.tanh(mp.sqrt(u) / 2) / mp.sqrt(u)
+
+
 # coefficients, the function they stand for, its interval, the largest relative error they may have
 POLYNOMIALS: list[tuple[tuple[float, ...], Callable[[Any], Any], float, float, float]] = [
     (_formulas.ATANH_TAIL, atanh_tail, 0.0, 1 / 9, 2e-16),
     (_formulas.EXPM1_TAIL, expm1_tail, -1.0, 1.0, 1e-16),
     (vector.EXP2_F32, exp2_slope, -0.5, 0.5, 1.3e-8),
-    (vector.EXP2_F64, exp2_slope, -0.5, 0.5, 1e-16),
+    (vector.EXP2_F64, exp2_slope, -0.5, 0.5, 2e-14),
+    (vector.LOG1P_F32, log1p_tail, 0.0, 1.0, 1.5e-6),
+    (vector.LOG1P_F64, lambda v: log1p_tail(v + mp.mpf(1) / 2), -0.5, 0.5, 2e-14),
+    (vector.HALF_TANH, half_tanh, 0.0, 1.0, 1.4e-8),
     (vector.EXP, lambda r: expm1_tail(-r), -0.3466, 0.3466, 3e-16),
 ]
 
@@ -107,9 +118,37 @@ def test_error_in_eps(function: Any, exact: Any, x: np.ndarray, allowed: float) 
     assert relative_ulps(function, exact, x) <= allowed
 
 
+def applied(function: Any) -> Any:
+    """An emitted function over an array, by vectors."""
+
+    @numba.njit
+    def over(x: Any, out: Any) -> None:
+        like = memory.vector(x[0])
+        for i in range(0, x.size, 8):
+            memory.store_first(out, i, x.size - i, function(memory.load_first(x, i, x.size - i, like)))
+
+    return over
+
+
+@pytest.mark.parametrize(
+    ("function", "exact", "x", "allowed"),
+    [
+        (vector.log1p_unit, mp.log1p, np.exp(RNG.uniform(-80, 0, 600)).astype(np.float32), 1.2),
+        (vector.log1p_unit, mp.log1p, RNG.uniform(0, 1, 600).astype(np.float32), 1.2),
+        (vector.log1p_unit, mp.log1p, np.exp(RNG.uniform(-300, 0, 600)), 1.2),
+        (vector.log1p_unit, mp.log1p, RNG.uniform(0, 1, 600), 1.2),
+        (vector.signed_exp, mp.exp, RNG.uniform(-708, 709.7, 600), 1.0),
+    ],
+)
+def test_error_of_vectors_in_eps(function: Any, exact: Callable[[Any], Any], x: np.ndarray, allowed: float) -> None:
+    assert relative_ulps(applied(function), exact, x) <= allowed
+
+
 def test_special_values() -> None:
     out = np.empty(5)
     _exp(np.array([-np.inf, np.inf, np.nan, 0.0, 800.0]), out)
+    np.testing.assert_array_equal(out, [0.0, np.inf, np.nan, 1.0, np.inf])
+    applied(vector.signed_exp)(np.array([-np.inf, np.inf, np.nan, 0.0, 800.0]), out)
     np.testing.assert_array_equal(out, [0.0, np.inf, np.nan, 1.0, np.inf])
     _log(np.array([0.0, np.inf, np.nan, -1.0, 1.0]), out)
     np.testing.assert_array_equal(out, [-np.inf, np.inf, np.nan, np.nan, 0.0])

@@ -110,21 +110,3 @@ def js_term(w, p, q, m, difference, log_p_m, log_q_m):
 def times(weight, value):
     """``weight · value`` where a weight of 0 gives 0, also times infinity; NaN stays NaN."""
     return 0.0 if (weight == 0.0) & (value == value) else weight * value
-
-
-# --- binary cross-entropy -------------------------------------------------------------------------
-
-
-def softplus(z, log1p_e):
-    """``log(1 + e^z)`` from ``log1p_e = log1p(e^-|z|)``: exact digits for very negative z."""
-    return z + log1p_e if z > 0.0 else log1p_e
-
-
-def sigmoid(z, e):
-    """``1 / (1 + e^-z)`` from ``e = e^-|z|``; ``1 - sigmoid(z)`` is ``sigmoid(-z)``, digits kept."""
-    return (1.0 if z >= 0.0 else e) / (1.0 + e)
-
-
-def k3(d, expm1_minus_d):
-    """``(r - 1) - log r`` for ``d = -log r``: non-negative, by its series near 0."""
-    return d * d * expm1_tail(d) if abs(d) < 1.0 else expm1_minus_d + d

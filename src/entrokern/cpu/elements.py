@@ -1,17 +1,20 @@
-"""Kernel family *elements*: binary cross-entropy, information and KL estimates, in float64."""
+"""Kernel family *elements*: information and KL estimates, and binary cross-entropy of given probabilities."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from .. import _formulas
-from .blocks import BLOCK, CLASS_STRIDE, block_of, load, row_start, slot_of, store, store_constant
+from .blocks import BLOCK, CLASS_STRIDE, load, row_start, slot_of, store, store_constant
 from .compile import inline, kernel
-from .distributions import LOG_PROBS, LOGITS, block_total
-from .math import absolute, exp, log, log1p
+from .distributions import LOG_PROBS, block_total
+from .math import any_log, exp, log, log1p, signed_exp
+from .memory import vector
+from .runs import RUN, fourfold, gathered, lanes_of, placed, quarters, read, scattered, write
+from .simd import Value, emitted, lanes_sum, magnitude, select
 
 # Scratch slots. The targets and positive weights become the weights of the negative and positive part.
-X, T, POS, WEIGHT, LOG1P, E, VALUE, GRAD, HESS, SLOTS = range(10)
+X, T, POS, WEIGHT, LOG1P, E, VALUE, GRAD, SLOTS = range(9)
 
 
 @inline
@@ -26,12 +29,7 @@ def log1mexp(x):
 def binary_parts(n, form, stage):
     """The two surprises of a block: ``-log p`` into E and ``-log(1-p)`` into LOG1P."""
     x, e, l = slot_of(stage, X, n), slot_of(stage, E, n), slot_of(stage, LOG1P, n)  # noqa: E741
-    if form == LOGITS:
-        for i in range(n):
-            tail = log1p(exp(-absolute(x[i])))
-            e[i] = _formulas.softplus(-x[i], tail)
-            l[i] = _formulas.softplus(x[i], tail)
-    elif form == LOG_PROBS:
+    if form == LOG_PROBS:
         for i in range(n):
             e[i] = -x[i]
             l[i] = -log1mexp(x[i])
@@ -43,17 +41,10 @@ def binary_parts(n, form, stage):
 
 @inline
 def binary_slopes(n, form, unit, stage):
-    """Gradient and (for logits) Hessian of the unweighted block."""
+    """Gradient of the unweighted block."""
     x, positive, negative = slot_of(stage, X, n), slot_of(stage, POS, n), slot_of(stage, T, n)
-    grad, hess = slot_of(stage, GRAD, n), slot_of(stage, HESS, n)
-    if form == LOGITS:
-        for i in range(n):
-            e = exp(-absolute(x[i]))
-            s, c = _formulas.sigmoid(x[i], e), _formulas.sigmoid(-x[i], e)  # c = 1 - s, digits kept
-            a, b = positive[i], negative[i]
-            grad[i] = unit * (b * s - a * c)
-            hess[i] = unit * (a + b) * s * c
-    elif form == LOG_PROBS:
+    grad = slot_of(stage, GRAD, n)
+    if form == LOG_PROBS:
         for i in range(n):
             d = -x[i]
             # 1 / (e^d - 1), from the series of e^d - 1 where d is small.
@@ -68,21 +59,20 @@ def binary_slopes(n, form, unit, stage):
 
 @kernel
 def binary_rows(
-    x, x_geometry, t, t_geometry, pos, pos_geometry, weight, weight_geometry, first, n, low, high, whole_numbers,
-    summed, form, smoothing, ignore, unit, map_scale, row_weights, stage, results, loss, loss_geometry,
-    grad, grad_geometry, hess, hess_geometry,
+    x, x_geometry, t, t_geometry, pos, pos_geometry, weight, weight_geometry, first, n, size, whole_numbers,
+    summed, form, smoothing, ignore, unit, map_scale, stage, results, loss, loss_geometry,
+    grad, grad_geometry,
 ):  # fmt: skip
-    """BCE of columns ``low … high - 1`` of rows: elements into `loss`, weighted row sums into `results`.
+    """BCE of rows of `size` elements: elements into `loss`, weighted row sums into `results`.
 
     `summed` says that the rows are summed to one loss each, not elements that happen to lie in rows.
 
     Returns the row (relative to `first`) that holds the first bad target, before it is computed, or -1.
     """
-    size = high - low
     ignored = ignore[0] if ignore.size else np.nan  # which no target equals
     for i in range(n):
         kept_any = False
-        t_start = row_start(t_geometry, first + i) + low * t_geometry[CLASS_STRIDE]
+        t_start = row_start(t_geometry, first + i)
         if whole_numbers:
             for b in range(0, size, BLOCK):
                 m = min(BLOCK, size - b)
@@ -93,25 +83,23 @@ def binary_rows(
                     bad |= (targets[c] != 0.0) & (targets[c] != 1.0) & (targets[c] != ignored)
                 if bad:
                     return i
-        row_weight = row_weights[i] if row_weights.size else 1.0
         row_total = 0.0
         for b in range(0, size, BLOCK):
             m = min(BLOCK, size - b)
-            at = low + b
             x_stride, t_stride = x_geometry[CLASS_STRIDE], t_geometry[CLASS_STRIDE]
-            load(x, row_start(x_geometry, first + i) + at * x_stride, x_stride, m, 0.0, stage, X)
+            load(x, row_start(x_geometry, first + i) + b * x_stride, x_stride, m, 0.0, stage, X)
             load(t, t_start + b * t_stride, t_stride, m, 0.0, stage, T)
             targets, values = slot_of(stage, T, m), slot_of(stage, VALUE, m)
             weights, pos_weights = slot_of(stage, WEIGHT, m), slot_of(stage, POS, m)
             for c in range(m):
-                weights[c] = row_weight
+                weights[c] = 1.0
                 pos_weights[c] = 1.0
             if weight is not None:
                 s = weight_geometry[CLASS_STRIDE]
-                load(weight, row_start(weight_geometry, first + i) + at * s, s, m, 0.0, stage, WEIGHT)
+                load(weight, row_start(weight_geometry, first + i) + b * s, s, m, 0.0, stage, WEIGHT)
             if pos is not None:
                 s = pos_geometry[CLASS_STRIDE]
-                load(pos, row_start(pos_geometry, first + i) + at * s, s, m, 0.0, stage, POS)
+                load(pos, row_start(pos_geometry, first + i) + b * s, s, m, 0.0, stage, POS)
             kept = 0
             for c in range(m):
                 counts = targets[c] != ignored
@@ -131,69 +119,100 @@ def binary_rows(
             row_total += block_total(values)
             if loss is not None:
                 s = loss_geometry[CLASS_STRIDE]
-                store(values, loss, row_start(loss_geometry, first + i) + at * s, s)
-            if grad is not None or hess is not None:
-                binary_slopes(m, form, unit * map_scale, stage)
+                store(values, loss, row_start(loss_geometry, first + i) + b * s, s)
             if grad is not None:
+                binary_slopes(m, form, unit * map_scale, stage)
                 slopes = slot_of(stage, GRAD, m)
                 for c in range(m):
                     slopes[c] = 0.0 if weights[c] == 0.0 else weights[c] * slopes[c]
                 s = grad_geometry[CLASS_STRIDE]
-                store(slopes, grad, row_start(grad_geometry, first + i) + at * s, s)
-            if hess is not None:
-                curves = slot_of(stage, HESS, m)
-                for c in range(m):
-                    curves[c] = 0.0 if weights[c] == 0.0 else weights[c] * curves[c]
-                s = hess_geometry[CLASS_STRIDE]
-                store(curves, hess, row_start(hess_geometry, first + i) + at * s, s)
+                store(slopes, grad, row_start(grad_geometry, first + i) + b * s, s)
         results[0, i] = row_total if kept_any else 0.0
-        if summed and row_total != row_total:
+        if summed and row_total != row_total and grad is not None:
             # A NaN anywhere in the row makes the row NaN.
-            if grad is not None:
-                store_constant(np.nan, size, grad, row_start(grad_geometry, first + i), grad_geometry[CLASS_STRIDE])
-            if hess is not None:
-                store_constant(np.nan, size, hess, row_start(hess_geometry, first + i), hess_geometry[CLASS_STRIDE])
+            store_constant(np.nan, size, grad, row_start(grad_geometry, first + i), grad_geometry[CLASS_STRIDE])
     return -1
 
 
-@kernel
-def information_rows(x, geometry, first, n, low, high, unit, stage, out, out_geometry):
-    """``-log p`` of columns ``low … high - 1``."""
-    stride, out_stride = geometry[CLASS_STRIDE], out_geometry[CLASS_STRIDE]
-    for i in range(n):
-        for at in range(low, high, BLOCK):
-            m = min(BLOCK, high - at)
-            load(x, row_start(geometry, first + i) + at * stride, stride, m, 0.0, stage, X)
-            p, values = block_of(x, 0, m, stage, X), slot_of(stage, VALUE, m)
-            for c in range(m):
-                values[c] = 0.0 - unit * log(p[c])
-            store(values, out, row_start(out_geometry, first + i) + at * out_stride, out_stride)
+# --- information and estimates: vectors of runs ------------------------------------------------------
+
+
+@inline
+def information_run(x, out, n, unit, zero):
+    lanes = lanes_of(zero)
+    fours = n - n % (4 * lanes)
+    for i in range(0, fours, 4 * lanes):
+        write(out, i, None, 0.0 - any_log(read(x, i, None, fourfold(zero))) * unit)
+    for i in range(fours, n, lanes):
+        write(out, i, n - i, 0.0 - any_log(read(x, i, n - i, zero)) * unit)
 
 
 @kernel
-def kl_estimate_rows(
-    x, x_geometry, y, y_geometry, first, n, low, high, estimator, stage, results, out, out_geometry
-):  # fmt: skip
-    """Estimators 1, 2, 3 of samples in columns ``low … high - 1``; their sums into `results`."""
-    for i in range(n):
-        total = 0.0
-        for at in range(low, high, BLOCK):
-            m = min(BLOCK, high - at)
-            s = x_geometry[CLASS_STRIDE]
-            load(x, row_start(x_geometry, first + i) + at * s, s, m, 0.0, stage, X)
-            s = y_geometry[CLASS_STRIDE]
-            load(y, row_start(y_geometry, first + i) + at * s, s, m, 0.0, stage, T)
-            log_p, log_q, values = slot_of(stage, X, m), slot_of(stage, T, m), slot_of(stage, VALUE, m)
-            for c in range(m):
-                d = log_p[c] - log_q[c]
-                if estimator == 1:
-                    values[c] = d
-                elif estimator == 2:
-                    values[c] = 0.5 * d * d
-                else:
-                    values[c] = _formulas.k3(d, exp(-d) - 1.0) if d < np.inf else d
-            total += block_total(values)
-            if out is not None:
-                s = out_geometry[CLASS_STRIDE]
-                store(values, out, row_start(out_geometry, first + i) + at * s, s)
+def information_rows(x, out, first, n, k, group, unit, zero):
+    """``-log p`` of the elements of rows, `group` rows at once."""
+    for i in range(0, n, group):
+        row, rows = first + i, min(group, n - i)
+        for at in range(0, k, RUN):
+            m = min(RUN, k - at)
+            information_run(gathered(x, row, rows, at, m), placed(out, row, rows, at, m), rows * m, unit, vector(zero))
+            scattered(out, row, rows, at, m)
+
+
+@emitted
+def estimate_1(d: Value) -> Value:
+    return d
+
+
+@emitted
+def estimate_2(d: Value) -> Value:
+    return 0.5 * d * d
+
+
+@emitted
+def estimate_3(d: Value) -> Value:
+    """``(r - 1) - log r`` for ``d = -log r``: non-negative, by its series near 0."""
+    far = (signed_exp(-d) - 1.0) + d
+    return select(magnitude(d) < 1.0, d * d * _formulas.expm1_tail(d), far)
+
+
+@inline
+def estimate(x, y, out, i, count, estimator, zero):
+    """The estimator of one vector of samples."""
+    d = read(x, i, count, zero) - read(y, i, count, zero)  # beyond the end 0, whose estimate is 0
+    if estimator == 1:
+        value = estimate_1(d)
+    elif estimator == 2:
+        value = estimate_2(d)
+    else:
+        value = estimate_3(d)
+    write(out, i, count, value)
+    return value
+
+
+@inline
+def estimate_run(x, y, out, n, estimator, zero):
+    """The estimators of `n` samples: their sum."""
+    lanes = lanes_of(zero)
+    fours = n - n % (4 * lanes)
+    four = fourfold(zero)
+    for i in range(0, fours, 4 * lanes):
+        four = four + estimate(x, y, out, i, None, estimator, fourfold(zero))
+    total = quarters(four)
+    for i in range(fours, n, lanes):
+        total = total + estimate(x, y, out, i, n - i, estimator, zero)
+    return lanes_sum(total)
+
+
+@kernel
+def kl_estimate_rows(x, y, out, first, n, k, group, estimator, results):
+    """Estimators 1, 2, 3 of the samples in rows, `group` rows at once, in float64; their sums into `results`."""
+    for i in range(0, n, group):
+        row, rows, total = first + i, min(group, n - i), 0.0
+        for at in range(0, k, RUN):
+            m = min(RUN, k - at)
+            total += estimate_run(
+                gathered(x, row, rows, at, m), gathered(y, row, rows, at, m), placed(out, row, rows, at, m),
+                rows * m, estimator, vector(0.0),
+            )  # fmt: skip
+            scattered(out, row, rows, at, m)
         results[0, i] = total

@@ -21,7 +21,7 @@ Arrays = dict[str, Array | None]
 Run = Callable[[Call], float]  # writes the outputs of a call like the one that it was made for
 RowWork = Callable[[Call, int, int, Array], int]
 RecordWork = Callable[[Call, int, int, Array, Array], tuple[int, float]]
-ElementWork = Callable[[Call, Arrays, int, int, int, int], float]
+ElementWork = Callable[[dict[str, Any], int, int], float]
 
 # The cut into chunks depends on the shape alone, so that no result depends on the number of threads.
 SMALLEST, LARGEST = 1 << 18, 1 << 21  # elements of a chunk: worth a thread's while; no more than a few MB
@@ -166,13 +166,16 @@ def by_records(call: Call, names: tuple[str, ...], wanted: str, work: RecordWork
     return run
 
 
-def by_elements(call: Call, arrays_of: Callable[[Call], Arrays], prepare: Callable[[Arrays], ElementWork]) -> Run:
-    """What runs ``work(call, arrays, first, n, low, high)`` over chunks of rows and columns and sums its results.
+def by_elements(arrays: Arrays, work: ElementWork) -> float:
+    """Run ``work(arrays, first, n)`` over chunks of rows and columns (of the latter it gets views); the results' sum.
 
-    Arrays that lie in memory as one line each are taken as one long row, so that short rows cost nothing;
-    `prepare` makes the work for arrays of such shapes, whose memory is that of the call's own.
+    The axes are taken in the order of the first array's memory, and arrays that lie there as one line each
+    as one long row: elements have no axes of their own, and short rows cost more.
     """
-    arrays = arrays_of(call)
+    first = next(a for a in arrays.values() if a is not None)
+    if not first.flags.c_contiguous:
+        order = np.argsort([-abs(s) for s in first.strides], kind="stable")
+        arrays = {name: None if a is None else a.transpose(order) for name, a in arrays.items()}
     present = [a for a in arrays.values() if a is not None]
     shape = present[0].shape
     if all(a.flags.c_contiguous or not any(a.strides) for a in present):
@@ -181,18 +184,14 @@ def by_elements(call: Call, arrays_of: Callable[[Call], Arrays], prepare: Callab
     k = shape[-1]
     n = math.prod(shape[:-1])
     rows, columns = chunk_rows(n, max(k, 1)), chunk_elements(n * k)
-    jobs = [
-        (first, min(rows, n - first), low, min(k, low + columns))
-        for first in range(0, n, rows)
-        for low in range(0, k, columns)
-    ]
-    work = prepare(arrays)
+    jobs = [(first, low) for first in range(0, n, rows) for low in range(0, k, columns)]
 
-    def run(call: Call) -> float:
-        arrays = arrays_of(call)
-        return threads.sum_chunks(len(jobs), lambda i: work(call, arrays, *jobs[i]))
+    def run_job(i: int) -> float:
+        first, low = jobs[i]
+        parts = {name: a if a is None else a[..., low : low + columns] for name, a in arrays.items()}
+        return work(parts, first, min(rows, n - first))
 
-    return run
+    return threads.sum_chunks(len(jobs), run_job)
 
 
 def _line(array: Array, shape: tuple[int, ...]) -> Array:

@@ -13,7 +13,7 @@ from numba.extending import intrinsic, overload
 
 from .. import _formulas
 from .compile import inline, inline_with
-from .simd import Value, emitted, select
+from .simd import Value, emitted, magnitude, select
 
 # --- LLVM operations that Numba does not offer ----------------------------------------------------
 
@@ -227,6 +227,7 @@ RAISED = {types.float32: 64, types.float64: 512}
 MAGIC = {types.float32: 1.5 * 2.0**23 + 127 + 64, types.float64: 1.5 * 2.0**52 + 1023 + 512}
 MANTISSA = {types.float32: 23, types.float64: 52}
 LOWEST = {types.float32: -160.0, types.float64: -1100.0}
+ROUND = 1.5 * 2.0**52  # adding it rounds a float64 to units
 EXP2 = {types.float32: (1.0, *EXP2_F32), types.float64: (1.0, *EXP2_F64)}
 
 
@@ -323,3 +324,60 @@ def log1p_positive(x: Value) -> Value:
     """``log(1 + x)`` for ``x >= 0``; what the addition rounds away is put back to first order."""
     u = x + 1.0
     return log_normal(u) + (x - (u - 1.0)) / u
+
+
+# --- what binary cross-entropy needs ----------------------------------------------------------------
+
+# (log(1 + e) - e) / e² for e from 0 to 1: the first term is added exactly, and nothing is divided. In float64
+# as a function of e - 1/2, whose powers nearly vanish: those of e would cancel at 1.
+LOG1P_F32 = (
+    -0.499999327689561, 0.33330511349720876, -0.24958587139087948, 0.1969539761316515, -0.15355385668664923,
+    0.1068053545412744, -0.05766423406227736, 0.020204468683094553, -0.0033184460150702294,
+)  # fmt: skip
+LOG1P_F64 = (
+    -0.37813956756734246, 0.1792249369360372, -0.09323036636366903, 0.051083446105400214, -0.028943183164417283,
+    0.016788742491281195, -0.009909900766966412, 0.005929011560812204, -0.0035856647738059092, 0.002187647578711031,
+    -0.0013445311748124863, 0.0008313430140896173, -0.0005165390978673409, 0.0003234659852105291,
+    -0.00020487932243587793, 0.00012544905313590306, -7.1087154352201e-05, 5.274514668129752e-05,
+    -5.112682490425043e-05, 2.5329913998566056e-05,
+)  # fmt: skip
+# tanh(x/2) / x as a function of x², for |x| <= 1
+HALF_TANH = (
+    0.4999999934360455, -0.041666336744831306, 0.0041639935429633205, -0.00041395371755833935, 3.346681002258998e-05,
+)  # fmt: skip
+
+
+@emitted
+def exp_minus_magnitude(x: Value) -> Value:
+    """``e^-|x|``"""
+    return exp2_below(magnitude(x) * -LOG2E)
+
+
+@emitted
+def log1p_unit(e: Value) -> Value:
+    """``log(1 + e)`` for e from 0 to 1."""
+    square = e * e
+    if e.dtype == types.float32:
+        return e + square * polynomial(e, LOG1P_F32)
+    v = e - 0.5
+    v2 = v * v
+    # Even and odd powers apart: two chains of half the latency.
+    even, odd = polynomial(v2, LOG1P_F64[0::2]), polynomial(v2, LOG1P_F64[1::2])
+    return e + square * (even + v * odd)
+
+
+@emitted
+def signed_exp(x: Value) -> Value:
+    """``e^x`` in float64, of any sign: 0 below and inf above the range."""
+    x = select(x < -760.0, x.constant(-760.0), x)
+    x = select(x > 760.0, x.constant(760.0), x)
+    n = (x * LOG2E + ROUND) - ROUND
+    r = (x - n * LN2_HIGH) - n * LN2_LOW
+    half = (0.5 * n + ROUND) - ROUND  # 2^n in two factors: alone it may be beyond the range where e^x is not
+    return (1.0 + (r + r * r * polynomial(r, EXP))) * power_of_2(half) * power_of_2(n - half)
+
+
+@emitted
+def power_of_2(n: Value) -> Value:
+    """``2^n`` for a whole number `n` from -1022 to 1023, held as a float64."""
+    return ((n + (ROUND + 1023.0)).bits() << MANTISSA[types.float64]).as_float()

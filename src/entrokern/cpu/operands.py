@@ -79,6 +79,14 @@ class Layout:
         return Operand(self.flat(view), self.geometry)
 
 
+def operand(view: Array) -> Operand:
+    return Layout(view).operand(view)
+
+
+def optional(view: Array | None) -> Operand:
+    return Operand(None, None) if view is None else operand(view)  # type: ignore[arg-type]
+
+
 def with_whole_elements(call: Call) -> Call:
     """`call`, or one like it with copies of arrays whose strides are no whole elements, as in packed records."""
     copied: dict[str, Any] = {}
@@ -113,10 +121,10 @@ def _merged(shape: tuple[int, ...], strides: list[int]) -> tuple[list[int], list
     return sizes, steps
 
 
-def converted(view: Array, start: int, stop: int) -> Operand:
-    """Rows ``start:stop`` of `view` as float64: for dtypes that no kernel is compiled for."""
+def converted(view: Array, start: int, stop: int, dtype: Any = np.float64) -> Operand:
+    """Rows ``start:stop`` of `view` as `dtype`: for dtypes that no kernel is compiled for."""
     k = view.shape[-1]
-    rows = flat_chunk(view, start * k, stop * k).astype(np.float64)
+    rows = flat_chunk(view, start * k, stop * k).astype(dtype)
     return Operand(rows, np.array([1, -start * k, 1, stop, k]))
 
 

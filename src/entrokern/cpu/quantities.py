@@ -10,7 +10,7 @@ import numpy as np
 
 from .._arrays import Array
 from .._call import Call
-from . import distributions, divergences, elements, lanes
+from . import binary, distributions, divergences, elements, lanes
 from .blocks import BLOCK
 from .distributions import FORM_CODES
 from .fast import NOTHING as NO_OPERAND
@@ -19,7 +19,6 @@ from .finish import FIELDS, GROUP, ROW_RESULTS
 from .lanes import softmax_lanes
 from .launch import (
     Arrays,
-    ElementWork,
     RecordWork,
     RowWork,
     Run,
@@ -33,8 +32,9 @@ from .launch import (
     sum_of,
 )
 from .maps import MAPS
-from .operands import Layout, Operand
+from .operands import Layout, Operand, converted, operand, optional
 from .rows import softmax_rows
+from .runs import RUN
 
 LOG2E = 1.4426950408889634
 LANES_UP_TO = 128  # classes: beyond, a row fills the vectors by itself
@@ -246,11 +246,14 @@ def divergence(call: Call) -> Run:
 
 def binary_cross_entropy(call: Call) -> Run:
     if call.elementwise:
-        return by_elements(call, binary_arrays, binary_elements)
-    binary = binary_work(binary_arrays(call))
+        return binary_elements
+    run = binary_of_logits(call) if call.form == "logits" else binary_of_probabilities(call)
 
     def work(call: Call, start: int, stop: int, results: Array) -> int:
-        return binary(call, binary_arrays(call), start, stop - start, 0, call.k, results)
+        arrays = binary_arrays(call)
+        if call.sample_weight is not None:
+            arrays["weight"] = np.broadcast_to(call.sample_weight[..., None], call.x.shape)
+        return run(arrays, start, stop - start, results)
 
     return by_rows(call, ("loss",), work)
 
@@ -260,95 +263,170 @@ def binary_arrays(call: Call) -> Arrays:
         "x": call.x,
         "t": call.y,
         "pos": call.pos_weight,
-        "weight": call.sample_weight if call.elementwise else None,
+        "weight": call.sample_weight,
         "loss": call.rows.get("loss") if call.elementwise else None,
         "grad": call.maps.get("grad"),
         "hess": call.maps.get("hess"),
     }
 
 
-def binary_elements(arrays: Arrays) -> ElementWork:
-    binary = binary_work(arrays)
+def binary_elements(call: Call) -> float:
+    run = binary_of_logits(call) if call.form == "logits" else binary_of_probabilities(call)
 
-    def work(call: Call, arrays: Arrays, first: int, n: int, low: int, high: int) -> float:
+    def work(arrays: dict[str, Any], first: int, n: int) -> float:
         results = np.zeros((1, n))
-        if binary(call, arrays, first, n, low, high, results) >= 0:
+        if run(arrays, first, n, results) >= 0:
             raise IndexError(first)
         return sum_of(results[0])
 
-    return work
+    return by_elements(binary_arrays(call), work)
 
 
-def binary_work(arrays: Arrays) -> Callable[[Call, Arrays, int, int, int, int, Array], int]:
-    x_dtype = arrays["x"].dtype  # type: ignore[union-attr]
-    whole_numbers = arrays["t"].dtype.kind in "iu"  # type: ignore[union-attr]
-    dtypes = {"x": (x_dtype,), "t": (x_dtype, np.uint8, np.float64), "pos": (np.float64,), "weight": (np.float64,)}
-    sources = [(name, Source(arrays[name], allowed)) for name, allowed in dtypes.items()]
-    targets = [(name, Target(arrays[name])) for name in ("loss", "grad", "hess")]
+Binary = Callable[[dict[str, Any], int, int, Array], int]  # (arrays, first row, rows, results) → first bad target or -1
 
-    def work(call: Call, arrays: Arrays, first: int, n: int, low: int, high: int, results: Array) -> int:
-        inputs = [part for name, source in sources for part in source.rows(arrays[name], first, first + n)]
-        outputs = [part for name, target in targets for part in target.of(arrays[name])]
-        ignore = NOTHING if call.ignore_index is None else np.array([call.ignore_index], np.float64)
-        weights = NOTHING if call.elementwise else row_weights(call, first, first + n)
+
+def binary_of_logits(call: Call) -> Binary:
+    assert call.y is not None
+    whole = call.y.dtype.kind in "biu"
+    smoothed = call.label_smoothing != 0.0
+    ignored = ignored_as_stored(call.ignore_index, call.y.dtype)
+    # float32 holds what the contract asks for, but not all targets; the slope for whole targets takes it that
+    # one of the two weights is 0.
+    wide = call.x.itemsize == 8 or (not whole and call.y.itemsize >= 8) or abs(ignored) >= 1 << 24
+    dtype = np.dtype(np.float64 if wide or (whole and smoothed and "grad" in call.maps) else np.float32)
+    keep, rest = call.unit * (1.0 - call.label_smoothing), call.unit * 0.5 * call.label_smoothing
+    one_for_all, pos_weight = False, 1.0
+    if call.pos_weight is not None and not any(call.pos_weight.strides):
+        one_for_all, pos_weight = True, float(call.pos_weight.flat[0])
+    options = np.array([keep, rest, pos_weight, call.map_scale, ignored])
+
+    def run(arrays: dict[str, Any], first: int, n: int, results: Array) -> int:
+        x, grad, hess = arrays["x"], arrays["grad"], arrays["hess"]
+        pos = None if one_for_all else arrays["pos"]
+        k = x.shape[-1]
+        inputs = (
+            with_spare(operand(x)), with_spare(targets_as_stored(arrays["t"], first, first + n)),
+            with_spare(weights_as_stored(pos, first, first + n)),
+            with_spare(weights_as_stored(arrays["weight"], first, first + n)),
+        )  # fmt: skip
+        outputs = with_spare(optional(grad)), with_spare(optional(hess))
+        zero = dtype.type(0)
+        if not call.elementwise and k <= binary.SHORT:
+            values, tile = np.empty(2 * RUN, dtype), np.empty(RUN, dtype)
+            return int(binary.binary_short_rows(*inputs, *outputs, first, n, k, options, zero, values, tile, results))
+        group = max(1, RUN // k) if call.elementwise else 1
+        loss = with_spare(optional(arrays["loss"]))
+        return int(
+            binary.binary_logits(
+                *inputs, loss, *outputs, first, n, k, group, not call.elementwise, options, zero, results
+            )
+        )
+
+    return run
+
+
+def binary_of_probabilities(call: Call) -> Binary:
+    assert call.y is not None
+    ignore = np.array([] if call.ignore_index is None else [call.ignore_index], np.float64)
+    whole_numbers = call.y.dtype.kind in "iu"
+
+    def run(arrays: dict[str, Any], first: int, n: int, results: Array) -> int:
+        def source(name: str, dtypes: tuple[Any, ...]) -> tuple[Any, Any]:
+            view = arrays[name]
+            return Source(view, dtypes).rows(view, first, first + n)
+
+        x_dtype = arrays["x"].dtype
         return int(
             elements.binary_rows(
-                *inputs, first, n, low, high, whole_numbers, not call.elementwise, FORM_CODES[call.form],
-                call.label_smoothing, ignore, call.unit, call.map_scale, weights,
-                np.empty(elements.SLOTS * BLOCK), results, *outputs,
+                *source("x", (x_dtype,)), *source("t", (x_dtype, np.uint8, np.float64)),
+                *source("pos", (np.float64,)), *source("weight", (np.float64,)), first, n, arrays["x"].shape[-1],
+                whole_numbers, not call.elementwise, FORM_CODES[call.form], call.label_smoothing, ignore, call.unit,
+                call.map_scale, np.empty(elements.SLOTS * BLOCK), results,
+                *optional(arrays["loss"]), *optional(arrays["grad"]),
             )
         )  # fmt: skip
 
-    return work
+    return run
 
 
-def information(call: Call) -> Run:
-    x_dtype = call.x.dtype
-
-    def prepare(arrays: Arrays) -> ElementWork:
-        x, out = Source(arrays["x"], (x_dtype,)), Target(arrays["out"])
-
-        def work(call: Call, arrays: Arrays, first: int, n: int, low: int, high: int) -> float:
-            elements.information_rows(
-                *x.rows(arrays["x"], first, first + n), first, n, low, high, call.unit,
-                np.empty(elements.SLOTS * BLOCK), *out.of(arrays["out"]),
-            )  # fmt: skip
-            return 0.0
-
-        return work
-
-    return by_elements(call, lambda call: {"x": call.x, "out": call.maps["information"]}, prepare)
+# Integers as the kernels of logits read them, by their size: only 0, 1 and what is ignored matter, not their signs.
+WHOLE: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.int32),
+    4: np.dtype(np.int32),
+    8: np.dtype(np.int64),
+}
 
 
-def kl_estimate(call: Call) -> Run:
-    x_dtype = call.x.dtype
+def targets_as_stored(t: Array, start: int, stop: int) -> Operand:
+    if t.dtype.kind in "biu":
+        stored = WHOLE[t.itemsize]
+        return operand(t.view(stored)) if stored.itemsize == t.itemsize else converted(t, start, stop, stored)
+    return operand(t) if t.itemsize <= 8 else converted(t, start, stop)
 
-    def prepare(arrays: Arrays) -> ElementWork:
-        x, y = Source(arrays["x"], (x_dtype,)), Source(arrays["y"], (x_dtype, np.float64))
-        out = Target(arrays["out"])
 
-        def work(call: Call, arrays: Arrays, first: int, n: int, low: int, high: int) -> float:
-            results = np.zeros((1, n))
-            elements.kl_estimate_rows(
-                *x.rows(arrays["x"], first, first + n), *y.rows(arrays["y"], first, first + n),
-                first, n, low, high, int(call.estimator[1]), np.empty(elements.SLOTS * BLOCK), results,
-                *out.of(arrays["out"]),
-            )  # fmt: skip
-            return sum_of(results[0])
+def ignored_as_stored(ignored: int | None, dtype: np.dtype[Any]) -> float:
+    """What an ignored target looks like to the kernels; NaN, which no target equals, for none."""
+    if ignored is None:
+        return np.nan
+    if dtype.kind not in "iu" or dtype.itemsize == 2:
+        return float(ignored)
+    limits = np.iinfo(dtype)
+    fits = limits.min <= ignored <= limits.max
+    return float(np.array(ignored, dtype).view(WHOLE[dtype.itemsize])) if fits else np.nan
 
-        return work
 
-    return by_elements(call, lambda call: {"x": call.x, "y": call.y, "out": call.rows.get("loss")}, prepare)
+def weights_as_stored(weights: Array | None, start: int, stop: int) -> Operand | tuple[None, None]:
+    if weights is None:
+        return None, None
+    return Source(weights, (np.float32, np.float64)).rows(weights, start, stop)
+
+
+def with_spare(part: tuple[Any, Any]) -> Any:
+    """An operand with a block of memory for runs that do not lie in line, as the elementwise kernels take it."""
+    flat, geometry = part
+    return None if flat is None else (flat, geometry, np.empty(RUN, flat.dtype))
+
+
+def information_elements(call: Call) -> float:
+    zero = np.float64(0) if call.x.itemsize == 8 else np.float32(0)
+
+    def work(arrays: dict[str, Any], first: int, n: int) -> float:
+        x, out = arrays["x"], arrays["out"]
+        k = x.shape[-1]
+        elements.information_rows(
+            with_spare(operand(x)), with_spare(operand(out)), first, n, k, max(1, RUN // k), call.unit, zero
+        )
+        return 0.0
+
+    return by_elements({"x": call.x, "out": call.maps["information"]}, work)
+
+
+def kl_estimate_elements(call: Call) -> float:
+    estimator = int(call.estimator[1])
+
+    def work(arrays: dict[str, Any], first: int, n: int) -> float:
+        x, y = arrays["x"], arrays["y"]
+        k = x.shape[-1]
+        results = np.zeros((1, n))
+        y_part = Source(y, (x.dtype, np.float64)).rows(y, first, first + n)
+        elements.kl_estimate_rows(
+            with_spare(operand(x)), with_spare(y_part), with_spare(optional(arrays["out"])), first, n, k,
+            max(1, RUN // k), estimator, results,
+        )  # fmt: skip
+        return sum_of(results[0])
+
+    return by_elements({"x": call.x, "y": call.y, "out": call.rows.get("loss")}, work)
 
 
 QUANTITIES: dict[str, Callable[[Call], Run]] = {
     "binary_cross_entropy": binary_cross_entropy,
     "cross_entropy": cross_entropy,
     "entropy": entropy,
-    "information": information,
+    "information": lambda call: information_elements,
     "js_divergence": divergence,
     "kl_divergence": divergence,
-    "kl_estimate": kl_estimate,
+    "kl_estimate": lambda call: kl_estimate_elements,
     "score": score,
     "softmax": softmax,
 }

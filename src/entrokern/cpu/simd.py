@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from llvmlite import ir
@@ -232,7 +233,7 @@ class Value:
         return self.like(self.builder.bitcast(self.llvm, llvm_type(kind.kind)), dtype)
 
     def call(self, name: str, *others: Value) -> Value:
-        """An LLVM intrinsic of one type."""
+        """An LLVM intrinsic of one floating type."""
         arguments = [self.llvm, *(other.llvm for other in others)]
         kind = self.llvm.type
         signature = ir.FunctionType(kind, [kind] * len(arguments))
@@ -272,8 +273,12 @@ def _build(function: Callable[..., Value], builder: Any, llvm: Any, kinds: Any) 
     return function(*(Value(builder, value, kind) for value, kind in zip(llvm, kinds, strict=True)))
 
 
-def _result_type(function: Callable[..., Value], kinds: Any) -> Any:
-    """What comes out: found by emitting the instructions into a module that is thrown away."""
+@cache
+def _result_type(function: Callable[..., Value], kinds: tuple[Any, ...]) -> Any:
+    """What comes out: found by emitting the instructions into a module that is thrown away.
+
+    Asked again in every round of type inference, so the answers are kept.
+    """
     scratch = ir.Function(ir.Module(), ir.FunctionType(ir.VoidType(), [llvm_type(kind) for kind in kinds]), "f")
     builder = ir.IRBuilder(scratch.append_basic_block())
     return _build(function, builder, scratch.args, kinds).kind
@@ -286,7 +291,7 @@ def _register(function: Callable[..., Any], scalars_too: bool) -> None:
         def generic(self, args: Any, kws: Any) -> Any:
             kinds = [types.unliteral(kind) for kind in args]
             if scalars_too or any(isinstance(kind, Vector) for kind in kinds):
-                return signature(_result_type(function, kinds), *kinds)
+                return signature(_result_type(function, tuple(kinds)), *kinds)
             return None
 
     infer_global(function, types.Function(Template))

@@ -37,7 +37,7 @@ def gather(a, b, top, scale, rest, ties, gaps, mass, signs):
 def row_loss(x, i, y, j, k, m, inv_T, scale, next_i, next_j, v):
     """The loss of a row; NaN where it is left to the careful kernel."""
     lanes, lowest, top = width(v), v - np.inf, like_vector(m, v)
-    total_rest, total_gaps, total_mass = -1.0, 0.0, 0.0  # one of the largest is left out
+    total_rest, total_ties, total_gaps, total_mass = 0.0, -1.0, 0.0, 0.0  # one of the largest is left out
     signs = bits(v)
     for b in range(0, k, PIECE * lanes):
         rest, ties, gaps, mass = v, v, v, v
@@ -55,10 +55,11 @@ def row_loss(x, i, y, j, k, m, inv_T, scale, next_i, next_j, v):
             rest, gaps, mass = more_rest, more_gaps, more_mass
             more_rest, ties, more_gaps, more_mass, signs = now
             c += lanes
-        total_rest += lanes_sum(rest + more_rest) + lanes_sum(ties)
+        total_rest += lanes_sum(rest + more_rest)
+        total_ties += lanes_sum(ties)
         total_gaps += lanes_sum(gaps + more_gaps)
         total_mass += lanes_sum(mass + more_mass)
-    loss = total_gaps * inv_T + total_mass * log1p(total_rest)
+    loss = total_gaps * inv_T + total_mass * log1p(total_rest + total_ties)
     return np.nan if any_lane(negative(signs)) or not loss < np.inf else loss
 
 

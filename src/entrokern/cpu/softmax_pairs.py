@@ -14,7 +14,7 @@ from .math import LOG2E, cast, exp2_below, log_normal
 from .memory import load, load_first, prefetch, store, vector, width
 from .simd import lanes_max, lanes_sum, larger, like_vector
 from .tables import ADDED, PIECE, put_lanes
-from .terms import add_lower, add_upper, softmax_kl_term
+from .terms import add_lower, add_upper, softmax_kl_mean, softmax_kl_term, without_shift
 from .tiles import fill_tile, rows_ahead, rows_in_line
 
 KEPT = 1 << 12  # exponentials of each operand that are kept from the first sweep to the second
@@ -77,23 +77,27 @@ def take_logs(records):
 
 
 @inline
-def term_of(gap_p, gap_q, e_p, e_q, inv_T, shift, p_factor, q_factor):
-    """The term of two gaps ``x - m`` and their exponentials; the factors are ``1/Z``."""
+def gather(gap_p, gap_q, e_p, e_q, inv_T, shift, p_factor, q_factor, terms, mean):
+    """Add to ``Σ p·(δ + expm1(-δ))`` and ``Σ p·δ``, from gaps ``x - m`` and their exponentials.
+
+    `shift` is ``log Z_p - log Z_q``, the factors are ``1/Z``.
+    """
     # (a - m_a) - (b - m_b) first: for near operands it is small, and so is what it loses.
-    return softmax_kl_term(e_p * p_factor, e_q * q_factor, (gap_p - gap_q) * inv_T - shift)
+    p, q, delta = e_p * p_factor, e_q * q_factor, (gap_p - gap_q) * inv_T - shift
+    return terms + softmax_kl_term(p, q, delta), mean + softmax_kl_mean(p, delta)
 
 
 @inline
 def row_terms(x, i, y, j, k, g, records, inv_T, scale, kept, at, next_i, next_j, v):
-    """``Σ p·(δ + expm1(-δ))`` of row `g` of a group."""
+    """The divergence of row `g` of a group."""
     lanes, lowest = width(v), v - np.inf
     top_p = like_vector(cast(records[TOP_P * GROUP + g], scale), v)
     top_q = like_vector(cast(records[TOP_Q * GROUP + g], scale), v)
     p_factor, q_factor = cast(records[Z_P * GROUP + g], scale), cast(records[Z_Q * GROUP + g], scale)
     shift = cast(records[SHIFT * GROUP + g], scale)
-    total, lost = 0.0, 0.0
+    total, lost, total_mean, mean_lost = 0.0, 0.0, 0.0, 0.0
     for b in range(0, k, PIECE * lanes):
-        terms, more_terms, c = v, v, b
+        terms, more_terms, mean, more_mean, c = v, v, v, v, b
         while c < b + PIECE * lanes and c < k:
             if c + lanes <= k:
                 a, d = load(x, i + c, v), load(y, j + c, v)
@@ -106,11 +110,13 @@ def row_terms(x, i, y, j, k, g, records, inv_T, scale, kept, at, next_i, next_j,
                 prefetch(x, next_i + c)
                 prefetch(y, next_j + c)
                 e_p, e_q = load_first(kept, at + c, k - c, v), load_first(kept, KEPT + lanes + at + c, k - c, v)
-            term = term_of(gap_p, gap_q, e_p, e_q, inv_T, shift, p_factor, q_factor)
-            terms, more_terms = more_terms, terms + term
+            now = gather(gap_p, gap_q, e_p, e_q, inv_T, shift, p_factor, q_factor, terms, mean)
+            terms, mean = more_terms, more_mean
+            more_terms, more_mean = now
             c += lanes
         total, lost = accumulate(total, lost, lanes_sum(terms + more_terms))
-    return total + lost
+        total_mean, mean_lost = accumulate(total_mean, mean_lost, lanes_sum(mean + more_mean))
+    return without_shift(total + lost, total_mean + mean_lost)
 
 
 @kernel
@@ -188,15 +194,18 @@ def softmax_kl_lanes(
         top_p, Z_p = tile_exps(x_tile, x_kept, k, scale, v)
         top_q, Z_q = tile_exps(y_tile, y_kept, k, scale, v)
         shift, p_factor, q_factor = log_normal(Z_p / Z_q), 1.0 / Z_p, 1.0 / Z_q
-        lower, upper, terms = wide, wide, v
+        lower, upper, terms, mean, total_mean = wide, wide, v, v, v
         for c in range(k):
             prefetch(x, i + x_ahead + c * x_line)
             prefetch(y, j + y_ahead + c * y_line)
             gap_p, gap_q = load(x_tile, c * lanes, v) - top_p, load(y_tile, c * lanes, v) - top_q
             e_p, e_q = load(x_kept, c * lanes, v), load(y_kept, c * lanes, v)
-            terms += term_of(gap_p, gap_q, e_p, e_q, inv_T, shift, p_factor, q_factor)
+            terms, mean = gather(gap_p, gap_q, e_p, e_q, inv_T, shift, p_factor, q_factor, terms, mean)
             if c % ADDED == ADDED - 1 or c + 1 == k:
                 lower, upper, terms = add_lower(lower, terms), add_upper(upper, terms), v
+                total_mean, mean = total_mean + mean, v
+        lower = without_shift(lower, add_lower(wide, total_mean))
+        upper = without_shift(upper, add_upper(wide, total_mean))
         left += put_lanes(results, r, min(count, 8), lower, unit, weights, v)
         if lanes > 8:
             left += put_lanes(results, r + 8, count - 8, upper, unit, weights, v)

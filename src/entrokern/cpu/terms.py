@@ -143,6 +143,24 @@ def softmax_kl_term(p: Value, q: Value, delta: Value) -> Value:
 
 
 @emitted
+def softmax_kl_mean(p: Value, delta: Value) -> Value:
+    """``p·δ``, of which the sum is the divergence too, as a difference of large terms: see `without_shift`."""
+    return select(p == 0.0, p, p * delta)
+
+
+@emitted
+def without_shift(terms: Value, mean: Value) -> Value:
+    """The sum of the terms as it would be without the common error of all δ, that of ``log Z_p - log Z_q``.
+
+    Were δ right, ``Σ p·δ - Σ terms = Σ (p - q)`` would be 0; an error of h makes it h, and adds ``h²/2`` to the
+    terms, which is all there is to see where the operands are equal but for the last digits.
+    """
+    h = mean - terms
+    total = terms - 0.5 * h * h
+    return select(total < 0.0, total.constant(0.0), total)
+
+
+@emitted
 def zero_times(b: Value, gap: Value) -> Value:
     """``b·gap``, 0 for ``b = 0`` also where the gap is infinite."""
     return select(b == 0.0, b, b * gap)
