@@ -194,7 +194,8 @@ def score(call: Call) -> Run:
     def work(call: Call, start: int, stop: int, result: Array, details: Array) -> tuple[int, float]:
         of_rows(call, start, stop, np.empty(0, result.dtype), details)  # first: a gradient may overwrite the rows
         bad = of_target(call, start, stop, details[:1])
-        result[...] = details[0]
+        if result.size:
+            result[...] = details[0]
         return bad, 0.0
 
     return by_records(call, ROW_RESULTS, "loss", work)
