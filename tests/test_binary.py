@@ -165,7 +165,7 @@ def test_whole_targets(backend: str, dtype: str) -> None:
             kept = ek.binary_cross_entropy(x, t, **options, ignore_index=value)
             clean = ek.binary_cross_entropy(x, np.where(t == value, -7, hard), **options, ignore_index=-7)
             for a, b in zip(kept, clean, strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-5)  # numbers that float32 does not hold take float64
+                np.testing.assert_allclose(a, b, rtol=1e-4)  # numbers that float32 does not hold take float64
 
 
 def test_an_ignored_target_beyond_single_precision(backend: str) -> None:

@@ -58,14 +58,15 @@ def fast_tables(call: Call, x: Layout, y: Source | None = None) -> Fast | None:
         return None
     width = 64 // zero.itemsize
     w = call.js_weight if call.quantity == "js_divergence" else None
+    k, unit, of_two = call.k, call.unit, y is not None  # what runs later keeps no array of the call
 
     def run(p: Operand, q: Operand, start: int, weights: Array, results: Array) -> Array:
         loss = results[0]
-        second = (None, None) if y is None else q
-        arguments = (*p, *second, start, loss.size, call.k, w, call.unit, weights, zero)
+        second = q if of_two else (None, None)
+        arguments = (*p, *second, start, loss.size, k, w, unit, weights, zero)
         if chosen == "rows":
             return left_of(loss, table_rows(*arguments, loss))
-        squares = tiles(width, zero, 2) if y is not None else (*tiles(width, zero, 1), None)
+        squares = tiles(width, zero, 2) if of_two else (*tiles(width, zero, 1), None)
         return left_of(loss, table_lanes(*arguments, *squares, loss))
 
     return run
@@ -77,13 +78,14 @@ def fast_softmax_kl(call: Call, x: Layout, y: Source) -> Fast | None:
     chosen = family(call.k, x, y, SOFTMAX_LANES_UP_TO)
     if chosen is None or (chosen == "lanes" and call.k * 16 > TILE_UP_TO):
         return None
+    k, temperature, unit = call.k, call.temperature, call.unit
 
     def run(p: Operand, q: Operand, start: int, weights: Array, results: Array) -> Array:
         loss = results[0]
-        arguments = (*p, *q, start, loss.size, call.k, call.temperature, call.unit, weights, zero)
+        arguments = (*p, *q, start, loss.size, k, temperature, unit, weights, zero)
         if chosen == "lanes":
-            return left_of(loss, softmax_kl_lanes(*arguments, *tiles(call.k, zero, 4), loss))
-        kept = np.empty(2 * (KEPT + 16), zero.dtype) if call.k <= KEPT else None
+            return left_of(loss, softmax_kl_lanes(*arguments, *tiles(k, zero, 4), loss))
+        kept = np.empty(2 * (KEPT + 16), zero.dtype) if k <= KEPT else None
         return left_of(loss, softmax_kl_rows(*arguments, kept, np.ones(RECORDS * GROUP), loss))
 
     return run
@@ -98,12 +100,13 @@ def fast_soft_targets(call: Call, x: Layout, y: Source) -> Fast | None:
         return None
     if chosen == "lanes" and call.k * 16 > TILE_UP_TO:
         return None
+    k, temperature, unit = call.k, call.temperature, call.unit
 
     def run(p: Operand, b: Operand, start: int, weights: Array, results: Array) -> Array:
         loss = results[0]
-        arguments = (*p, *b, start, loss.size, call.k, call.temperature, call.unit, weights, zero)
+        arguments = (*p, *b, start, loss.size, k, temperature, unit, weights, zero)
         if chosen == "lanes":
-            return left_of(loss, soft_target_lanes(*arguments, *tiles(call.k, zero, 2), loss))
+            return left_of(loss, soft_target_lanes(*arguments, *tiles(k, zero, 2), loss))
         return left_of(loss, soft_target_rows(*arguments, loss))
 
     return run

@@ -40,24 +40,34 @@ def _llvm(name, arity):
     return one if arity == 1 else two
 
 
-rint = _llvm("llvm.rint", 1)
 absolute = _llvm("llvm.fabs", 1)
 _maxnum = _llvm("llvm.maxnum", 2)
 
 
-@intrinsic
-def ldexp(typing, x, n):
-    """``x · 2^n`` for a whole number `n` held as a float: one instruction with AVX-512."""
+ROUND = {types.float32: 1.5 * 2.0**23, types.float64: 1.5 * 2.0**52}  # numbers about as large are whole
+BIAS = {types.float32: 127, types.float64: 1023}  # of a float's exponent
+MANTISSA = {types.float32: 23, types.float64: 52}
 
-    def build(context, builder, signature, arguments):
-        kind, i32 = arguments[0].type, ir.IntType(32)
-        name = f"llvm.ldexp.{'f32' if isinstance(kind, ir.FloatType) else 'f64'}.i32"
-        function = builder.module.globals.get(name)
-        if function is None:
-            function = ir.Function(builder.module, ir.FunctionType(kind, [kind, i32]), name)
-        return builder.call(function, [arguments[0], builder.fptosi(arguments[1], i32)])
 
-    return x(x, n), build
+@emitted
+def rint(t: Value) -> Value:
+    """The nearest whole number to `t`, which is of moderate size."""
+    return (t + ROUND[t.dtype]) - ROUND[t.dtype]
+
+
+def _power(n: Value) -> Value:
+    """``2^n`` for a whole number held as a float: shifted into a float's exponent."""
+    return ((n + (ROUND[n.dtype] + BIAS[n.dtype])).bits() << MANTISSA[n.dtype]).as_float()
+
+
+@emitted
+def ldexp(x: Value, n: Value) -> Value:
+    """``x · 2^n`` for a whole number `n` held as a float, in two steps: 2^n itself may be out of range.
+
+    LLVM's own is a call of libm without AVX-512.
+    """
+    half = rint(n * 0.5)
+    return x * _power(half) * _power(n - half)
 
 
 @inline_with("reassoc", "nsz", "nnan")
@@ -225,7 +235,6 @@ def log1p(x):
 
 RAISED = {types.float32: 64, types.float64: 512}
 MAGIC = {types.float32: 1.5 * 2.0**23 + 127 + 64, types.float64: 1.5 * 2.0**52 + 1023 + 512}
-MANTISSA = {types.float32: 23, types.float64: 52}
 LOWEST = {types.float32: -186.0, types.float64: -1500.0}  # so low that not even many of them leave a trace
 ROUND = 1.5 * 2.0**52  # adding it rounds a float64 to units
 EXP2 = {types.float32: (1.0, *EXP2_F32), types.float64: (1.0, *EXP2_F64)}
