@@ -44,7 +44,7 @@ absolute = _llvm("llvm.fabs", 1)
 _maxnum = _llvm("llvm.maxnum", 2)
 
 
-ROUND = {types.float32: 1.5 * 2.0**23, types.float64: 1.5 * 2.0**52}  # numbers about as large are whole
+TO_WHOLE = {types.float32: 1.5 * 2.0**23, types.float64: 1.5 * 2.0**52}  # numbers about as large are whole
 BIAS = {types.float32: 127, types.float64: 1023}  # of a float's exponent
 MANTISSA = {types.float32: 23, types.float64: 52}
 
@@ -52,12 +52,12 @@ MANTISSA = {types.float32: 23, types.float64: 52}
 @emitted
 def rint(t: Value) -> Value:
     """The nearest whole number to `t`, which is of moderate size."""
-    return (t + ROUND[t.dtype]) - ROUND[t.dtype]
+    return (t + TO_WHOLE[t.dtype]) - TO_WHOLE[t.dtype]
 
 
 def _power(n: Value) -> Value:
     """``2^n`` for a whole number held as a float: shifted into a float's exponent."""
-    return ((n + (ROUND[n.dtype] + BIAS[n.dtype])).bits() << MANTISSA[n.dtype]).as_float()
+    return ((n + (TO_WHOLE[n.dtype] + BIAS[n.dtype])).bits() << MANTISSA[n.dtype]).as_float()
 
 
 @emitted
