@@ -139,7 +139,7 @@ def test_the_data_is_looked_at_each_time(backend: str) -> None:
                 ek.cross_entropy(x, bad, **options)
     t = np.zeros((2, 3), int)
     for value in (0, 1, 0):
-        assert ek.binary_cross_entropy(np.zeros((2, 3)), t + value) == np.log(2.0)
+        assert ek.binary_cross_entropy(np.zeros((2, 3)), t + value) == pytest.approx(np.log(2.0))
     with pytest.raises(IndexError, match="target 2 at row"):
         ek.binary_cross_entropy(np.zeros((2, 3)), t + 2)
     for weight, want in ((1.0, np.log(4.0)), (0.0, np.nan)):
