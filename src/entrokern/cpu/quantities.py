@@ -300,6 +300,7 @@ def binary_of_logits(call: Call) -> Binary:
     if call.pos_weight is not None and not any(call.pos_weight.strides):
         one_for_all, pos_weight = True, float(call.pos_weight.flat[0])
     options = np.array([keep, rest, pos_weight, call.map_scale, ignored])
+    elementwise = call.elementwise  # what runs later keeps no array of the call
 
     def run(arrays: dict[str, Any], first: int, n: int, results: Array) -> int:
         x, grad, hess = arrays["x"], arrays["grad"], arrays["hess"]
@@ -312,15 +313,13 @@ def binary_of_logits(call: Call) -> Binary:
         )  # fmt: skip
         outputs = with_spare(optional(grad)), with_spare(optional(hess))
         zero = dtype.type(0)
-        if not call.elementwise and k <= binary.SHORT:
+        if not elementwise and k <= binary.SHORT:
             values, tile = np.empty(2 * RUN, dtype), np.empty(RUN, dtype)
             return int(binary.binary_short_rows(*inputs, *outputs, first, n, k, options, zero, values, tile, results))
-        group = max(1, RUN // k) if call.elementwise else 1
+        group = max(1, RUN // k) if elementwise else 1
         loss = with_spare(optional(arrays["loss"]))
         return int(
-            binary.binary_logits(
-                *inputs, loss, *outputs, first, n, k, group, not call.elementwise, options, zero, results
-            )
+            binary.binary_logits(*inputs, loss, *outputs, first, n, k, group, not elementwise, options, zero, results)
         )
 
     return run
@@ -329,7 +328,8 @@ def binary_of_logits(call: Call) -> Binary:
 def binary_of_probabilities(call: Call) -> Binary:
     assert call.y is not None
     ignore = np.array([] if call.ignore_index is None else [call.ignore_index], np.float64)
-    whole_numbers = call.y.dtype.kind in "iu"
+    whole_numbers, form, summed = call.y.dtype.kind in "iu", FORM_CODES[call.form], not call.elementwise
+    smoothing, unit, map_scale = call.label_smoothing, call.unit, call.map_scale
 
     def run(arrays: dict[str, Any], first: int, n: int, results: Array) -> int:
         def source(name: str, dtypes: tuple[Any, ...]) -> tuple[Any, Any]:
@@ -341,8 +341,8 @@ def binary_of_probabilities(call: Call) -> Binary:
             elements.binary_rows(
                 *source("x", (x_dtype,)), *source("t", (x_dtype, np.uint8, np.float64)),
                 *source("pos", (np.float64,)), *source("weight", (np.float64,)), first, n, arrays["x"].shape[-1],
-                whole_numbers, not call.elementwise, FORM_CODES[call.form], call.label_smoothing, ignore, call.unit,
-                call.map_scale, np.empty(elements.SLOTS * BLOCK), results,
+                whole_numbers, summed, form, smoothing, ignore, unit, map_scale, np.empty(elements.SLOTS * BLOCK),
+                results,
                 *optional(arrays["loss"]), *optional(arrays["grad"]),
             )
         )  # fmt: skip
