@@ -37,25 +37,6 @@ def expm1_tail(d):
 # --- cross-entropy --------------------------------------------------------------------------------
 
 
-def label_loss(hard, soft, L, gap, W, gaps):
-    """``hard·(lse - z_y) + soft·Σ_c w_c·(lse - z_c)``.
-
-    ``lse - z = L + (m - z)`` is a sum of non-negative terms: `gap` is ``m - z_y``, `gaps` is
-    ``Σ w_c·(m - z_c)`` and `W` is ``Σ w_c``. A weight of 0 leaves its term out, infinite or not.
-    """
-    loss = 0.0
-    if hard != 0.0:
-        loss += hard * (L + gap)
-    if soft != 0.0:
-        loss += soft * (W * L + gaps)
-    return loss
-
-
-def entropy_from_logits(L, mean_gap):
-    """``H = log Z + Σ p·(m - z)``."""
-    return L + mean_gap
-
-
 def softmax_gradient(A, b, p, rest):
     """``A·p - b`` with ``rest = 1 - p``: the true class gives ``-rest``, and never ``p - 1``."""
     return (A - b) * p - b * rest

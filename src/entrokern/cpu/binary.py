@@ -13,18 +13,16 @@ from numba.extending import overload
 from .blocks import CLASS_STRIDE, row_start, store_constant
 from .compile import inline, kernel
 from .math import HALF_TANH, exp_minus_magnitude, log1p_unit, polynomial
-from .memory import BFLOAT16, FLOAT16, load, load_first, store, store_first, vector
+from .memory import BFLOAT16, FLOAT16, first_mask, load, load_first, store, store_first, vector, width
 from .runs import (
     RUN,
     fourfold,
     gathered,
-    lanes_of,
     placed,
     quarters,
     read,
     scattered,
     sums_by_lane,
-    within,
     write,
 )
 from .simd import Value, any_lane, emitted, lanes_sum, like_vector, lower_half, magnitude, select, upper_half, where
@@ -121,7 +119,7 @@ def step(x, t, pos, weight, options, loss, grad, hess, i, count, zero):
         descent = slope_between(logit, e, a, b, weights_gap(target, of_class * pos_weight, keep, rest))
     counts = target != ignored
     if count is not None:
-        counts = counts & within(count, zero)
+        counts = counts & first_mask(count, zero)
     wrong = where(counts, target * target - target, zero) if are_whole(t) else zero
     factor = read(weight, i, count, one)
     value, map_factor = value * factor, factor * map_scale
@@ -137,7 +135,7 @@ def step(x, t, pos, weight, options, loss, grad, hess, i, count, zero):
 @inline
 def run(x, t, pos, weight, options, loss, grad, hess, n, zero):
     """BCE of `n` elements: their sum, and something other than 0 for a target that is none."""
-    lanes = lanes_of(zero)
+    lanes = width(zero)
     low = high = lower_half(zero)
     wrong = zero
     fours = n - n % (4 * lanes)
@@ -156,7 +154,7 @@ def run(x, t, pos, weight, options, loss, grad, hess, n, zero):
 @inline
 def sum_rows(values, rows, k, tile, sums, at, zero):
     """The sums of `rows` rows of `k` values into `sums` from `at` on; whether one of them is NaN."""
-    lanes = lanes_of(zero)
+    lanes = width(zero)
     nan = zero != zero
     for r in range(0, rows, lanes):
         count = min(lanes, rows - r)
@@ -166,7 +164,7 @@ def sum_rows(values, rows, k, tile, sums, at, zero):
             for j in range(count):
                 store(tile, j * lanes, sum_of_row(values, (r + j) * k, k, zero))
             total = sums_by_lane(tile, 0, lanes, lanes, zero)
-        nan = nan | ((total != total) & within(count, zero))
+        nan = nan | ((total != total) & first_mask(count, zero))
         store_first(sums, at + r, count, total)
     return any_lane(nan)
 
@@ -174,7 +172,7 @@ def sum_rows(values, rows, k, tile, sums, at, zero):
 @inline
 def sum_of_row(values, start, k, zero):
     """A vector of partial sums, which stay in single precision: no sum is longer than a few numbers."""
-    lanes = lanes_of(zero)
+    lanes = width(zero)
     fours = k - k % (4 * lanes)
     four = fourfold(zero)
     for c in range(0, fours, 4 * lanes):

@@ -17,7 +17,8 @@ from numba.extending import intrinsic, overload
 from numba.np import arrayobj
 
 from .compile import inline
-from .math import absolute, bits32, exp, float32_of
+from .math import bits32, exp, float32_of
+from .simd import magnitude
 
 BLOCK = 1024  # elements: small enough that several fit in L1, long enough to hide the loop's ends
 
@@ -181,7 +182,7 @@ def through_softcap(values, x, start, stride, cap):
     From `x` as given: of the capped value only the last digits would tell, where it is near the cap.
     """
     for i in range(values.size):
-        u = exp(-2.0 * absolute(np.float64(widen(x[start + i * stride]))) / cap)
+        u = exp(-2.0 * magnitude(np.float64(widen(x[start + i * stride]))) / cap)
         values[i] *= 4.0 * u / ((1.0 + u) * (1.0 + u))
 
 

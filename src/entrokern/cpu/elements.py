@@ -9,8 +9,8 @@ from .blocks import BLOCK, CLASS_STRIDE, load, row_start, slot_of, store, store_
 from .compile import inline, kernel
 from .distributions import LOG_PROBS, block_total
 from .math import any_log, exp, log, log1p, signed_exp
-from .memory import vector
-from .runs import RUN, fourfold, gathered, lanes_of, placed, quarters, read, scattered, write
+from .memory import vector, width
+from .runs import RUN, fourfold, gathered, placed, quarters, read, scattered, write
 from .simd import Value, emitted, lanes_sum, magnitude, select
 
 # Scratch slots. The targets and positive weights become the weights of the negative and positive part.
@@ -139,7 +139,7 @@ def binary_rows(
 
 @inline
 def information_run(x, out, n, unit, zero):
-    lanes = lanes_of(zero)
+    lanes = width(zero)
     fours = n - n % (4 * lanes)
     for i in range(0, fours, 4 * lanes):
         write(out, i, None, 0.0 - any_log(read(x, i, None, fourfold(zero))) * unit)
@@ -192,7 +192,7 @@ def estimate(x, y, out, i, count, estimator, zero):
 @inline
 def estimate_run(x, y, out, n, estimator, zero):
     """The estimators of `n` samples: their sum."""
-    lanes = lanes_of(zero)
+    lanes = width(zero)
     fours = n - n % (4 * lanes)
     four = fourfold(zero)
     for i in range(0, fours, 4 * lanes):

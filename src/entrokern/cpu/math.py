@@ -7,41 +7,14 @@ a polynomial without branches. The relative errors are measured by tests/test_ma
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
 from .. import _formulas
-from .compile import inline, inline_with
+from .compile import inline
 from .simd import Value, emitted, magnitude, select
 
-# --- LLVM operations that Numba does not offer ----------------------------------------------------
-
-
-def _llvm(name, arity):
-    @intrinsic
-    def one(typing, x):
-        def build(context, builder, signature, arguments):
-            kind = arguments[0].type
-            function = builder.module.declare_intrinsic(name, [kind], ir.FunctionType(kind, [kind]))
-            return builder.call(function, arguments)
-
-        return x(x), build
-
-    @intrinsic
-    def two(typing, x, y):
-        def build(context, builder, signature, arguments):
-            kind = arguments[0].type
-            function = builder.module.declare_intrinsic(name, [kind], ir.FunctionType(kind, [kind, kind]))
-            return builder.call(function, arguments)
-
-        return x(x, x), build
-
-    return one if arity == 1 else two
-
-
-absolute = _llvm("llvm.fabs", 1)
-_maxnum = _llvm("llvm.maxnum", 2)
+# --- powers of two, without libm ------------------------------------------------------------------
 
 
 TO_WHOLE = {types.float32: 1.5 * 2.0**23, types.float64: 1.5 * 2.0**52}  # numbers about as large are whole
@@ -68,13 +41,6 @@ def ldexp(x: Value, n: Value) -> Value:
     """
     half = rint(n * 0.5)
     return x * _power(half) * _power(n - half)
-
-
-@inline_with("reassoc", "nsz", "nnan")
-def maximum(a, b):
-    """The larger of two. Without `nnan` the loop around it would stay scalar; so what comes out for NaN
-    is not specified, and nothing relies on it: a NaN reaches the result through the sums."""
-    return _maxnum(a, b)
 
 
 # --- bits -----------------------------------------------------------------------------------------
@@ -236,7 +202,6 @@ def log1p(x):
 RAISED = {types.float32: 64, types.float64: 512}
 MAGIC = {types.float32: 1.5 * 2.0**23 + 127 + 64, types.float64: 1.5 * 2.0**52 + 1023 + 512}
 LOWEST = {types.float32: -186.0, types.float64: -1500.0}  # so low that not even many of them leave a trace
-ROUND = 1.5 * 2.0**52  # adding it rounds a float64 to units
 EXP2 = {types.float32: (1.0, *EXP2_F32), types.float64: (1.0, *EXP2_F64)}
 
 
@@ -380,13 +345,6 @@ def signed_exp(x: Value) -> Value:
     """``e^x`` in float64, of any sign: 0 below and inf above the range."""
     x = select(x < -760.0, x.constant(-760.0), x)
     x = select(x > 760.0, x.constant(760.0), x)
-    n = (x * LOG2E + ROUND) - ROUND
+    n = rint(x * LOG2E)
     r = (x - n * LN2_HIGH) - n * LN2_LOW
-    half = (0.5 * n + ROUND) - ROUND  # 2^n in two factors: alone it may be beyond the range where e^x is not
-    return (1.0 + (r + r * r * polynomial(r, EXP))) * power_of_2(half) * power_of_2(n - half)
-
-
-@emitted
-def power_of_2(n: Value) -> Value:
-    """``2^n`` for a whole number `n` from -1022 to 1023, held as a float64."""
-    return ((n + (ROUND + 1023.0)).bits() << MANTISSA[types.float64]).as_float()
+    return ldexp(1.0 + (r + r * r * polynomial(r, EXP)), n)

@@ -94,27 +94,6 @@ def scattered(operand, row, rows, column, n):
 # --- from runs to vectors: `count` is None for a whole vector, or how many of its lanes there are ------
 
 
-def lanes_of(vector):
-    """How many numbers a vector holds."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(lanes_of)
-def _lanes_of(vector):
-    lanes = vector.lanes
-    return lambda vector: lanes
-
-
-@intrinsic
-def within(typing, count, like):
-    """A mask of the first `count` lanes."""
-
-    def build(context, builder, signature, arguments):
-        return first_lanes(builder, arguments[0], like.lanes)
-
-    return Vector(types.boolean, like.lanes)(types.intp, like), build
-
-
 @emitted
 def fourfold(v: Value) -> Value:
     """Zeros in four registers side by side: instructions of four independent chains, interleaved."""
