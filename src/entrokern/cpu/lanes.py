@@ -50,7 +50,6 @@ from .memory import (
 )
 from .rows import first_bad_label
 from .simd import BYTES, any_lane, larger, like_vector, magnitude, where
-from .statistics import others
 
 CHECKED = 4096  # labels checked at once, still in cache when they are used
 EARLY = 8  # classes
@@ -166,23 +165,30 @@ def tile_max(tile, k, like):
 
 
 @inline
+def add_below(x, m, e, total, below):
+    """Add ``e = e^(z-m)`` where the logit is below `m` (or NaN), and count where it is."""
+    counts = x != m
+    return where(counts, total + e, total), where(counts, below + 1.0, below)
+
+
+@inline
 def tile_sums(tile, k, scale, m_a, m_b, y_a, y_b, x, stride, start, step, other, filling):
     """Each row's ``S``, the largest logit left out, and its label's logit."""
     w = width(m_a)
     zero = like_vector(0.0, m_a)
-    S_a, S_b, ties_a, ties_b, logit_a, logit_b = zero, zero, zero, zero, zero, zero
+    S_a, S_b, below_a, below_b, logit_a, logit_b = zero, zero, zero, zero, zero, zero
     for low in range(0, k, PARTIAL):
         sum_a, sum_b = zero, zero
         for c in range(low, min(k, low + PARTIAL)):
             look_ahead(x, stride, start, step, c, k, other, m_a, filling)
             a, b = load(tile, c * 2 * w, m_a), load(tile, c * 2 * w + w, m_a)
-            sum_a, ties_a = others(a, m_a, raised_exp2((a - m_a) * scale), sum_a, ties_a)
-            sum_b, ties_b = others(b, m_b, raised_exp2((b - m_b) * scale), sum_b, ties_b)
+            sum_a, below_a = add_below(a, m_a, raised_exp2((a - m_a) * scale), sum_a, below_a)
+            sum_b, below_b = add_below(b, m_b, raised_exp2((b - m_b) * scale), sum_b, below_b)
             this = like_vector(c, m_a)
             logit_a, logit_b = where(y_a == this, a, logit_a), where(y_b == this, b, logit_b)
         S_a, S_b = S_a + sum_a, S_b + sum_b
     # The tie that is no tie, the largest logit itself, is taken off before it can swallow a small sum.
-    return lowered(S_a) + (ties_a - 1.0), lowered(S_b) + (ties_b - 1.0), logit_a, logit_b
+    return lowered(S_a) + (k - 1 - below_a), lowered(S_b) + (k - 1 - below_b), logit_a, logit_b
 
 
 @inline
@@ -190,7 +196,7 @@ def tile_statistics(tile, k, scale, m_a, m_b, x, stride, start, step, other, fil
     """Each row's ``S`` and ``Σ e^(z-m)·log2 e^(z-m)``."""
     w = width(m_a)
     zero = like_vector(0.0, m_a)
-    S_a, S_b, ties_a, ties_b, spread_a, spread_b = zero, zero, zero, zero, zero, zero
+    S_a, S_b, below_a, below_b, spread_a, spread_b = zero, zero, zero, zero, zero, zero
     for low in range(0, k, PARTIAL):
         sum_a, sum_b, part_a, part_b = zero, zero, zero, zero
         for c in range(low, min(k, low + PARTIAL)):
@@ -198,11 +204,11 @@ def tile_statistics(tile, k, scale, m_a, m_b, x, stride, start, step, other, fil
             a, b = load(tile, c * 2 * w, m_a), load(tile, c * 2 * w + w, m_a)
             t_a, t_b = clipped((a - m_a) * scale), clipped((b - m_b) * scale)
             e_a, e_b = raised_exp2(t_a), raised_exp2(t_b)
-            sum_a, ties_a = others(a, m_a, e_a, sum_a, ties_a)
-            sum_b, ties_b = others(b, m_b, e_b, sum_b, ties_b)
+            sum_a, below_a = add_below(a, m_a, e_a, sum_a, below_a)
+            sum_b, below_b = add_below(b, m_b, e_b, sum_b, below_b)
             part_a, part_b = part_a + e_a * t_a, part_b + e_b * t_b
         S_a, S_b, spread_a, spread_b = S_a + sum_a, S_b + sum_b, spread_a + part_a, spread_b + part_b
-    return lowered(S_a) + (ties_a - 1.0), lowered(S_b) + (ties_b - 1.0), lowered(spread_a), lowered(spread_b)
+    return lowered(S_a) + (k - 1 - below_a), lowered(S_b) + (k - 1 - below_b), lowered(spread_a), lowered(spread_b)
 
 
 @inline

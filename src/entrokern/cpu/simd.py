@@ -350,12 +350,22 @@ def any_lane(mask: Value) -> Value:
     return mask.reduce("or")
 
 
+def _lanes_as_bits(mask: Value) -> Any:
+    bits = mask.builder.bitcast(mask.llvm, ir.IntType(mask.kind.lanes))
+    return mask.builder.zext(bits, ir.IntType(64))
+
+
 @emitted
 def first_lane(mask: Value) -> Value:
     """The number of the first lane that is set."""
-    bits = mask.builder.bitcast(mask.llvm, ir.IntType(mask.kind.lanes))
-    wide = mask.builder.zext(bits, ir.IntType(64))
-    return Value(mask.builder, mask.builder.cttz(wide, ir.Constant(ir.IntType(1), 0)), types.int64)
+    first = mask.builder.cttz(_lanes_as_bits(mask), ir.Constant(ir.IntType(1), 0))
+    return Value(mask.builder, first, types.int64)
+
+
+@emitted
+def lanes_set(mask: Value) -> Value:
+    """How many lanes are set."""
+    return Value(mask.builder, mask.builder.ctpop(_lanes_as_bits(mask)), types.int64)
 
 
 @emitted

@@ -14,11 +14,12 @@ from .blocks import load as fetch
 from .compile import inline
 from .math import cast, clipped, exp2, floored, lowered, raised_exp2
 from .memory import load, load_first, prefetch, vector, width
-from .simd import any_lane, first_lane, lanes_max, lanes_sum, larger, like_vector, where
+from .simd import any_lane, first_lane, lanes_max, lanes_set, lanes_sum, larger, like_vector, where
 
 # Accumulators restart after so many classes, and the segments' records merge in order: a row has the
 # same bits whoever computes which part of it.
 SEGMENT = 64 * BLOCK
+AHEAD = 2 * BLOCK  # how far beyond the block that comes next memory is asked for
 
 
 @inline
@@ -32,102 +33,75 @@ def block_max(block, like):
 
 # Subtract first: ``x·scale - m·scale`` (``scale = log2(e)/T``) would cancel at a large common offset.
 # The loops over a block also find the maximum of the block that comes next: while one is summed from
-# cache, the other arrives from memory, and the lines after that are asked for. Two accumulators keep the
-# adders busy; what is left over at the end of a block is loaded in part.
+# cache, the other arrives from memory, and lines further on are asked for. Two accumulators keep the adders
+# busy; what is left over at the end of a block is loaded in part. Logits equal to `m` are counted, not
+# added: one of them is left out in the end, and would have rounded away what is small beside it.
 
 
 @inline
 def block_sum(block, m, scale, coming):
-    """``Σ e^(z-m)`` of a block whose logits do not exceed `m`, and the maximum of the block `coming`."""
+    """``Σ e^(z-m)`` over the logits below `m`, how many equal `m`, and the maximum of the block `coming`."""
     v = vector(scale)
     m, lowest = like_vector(m, v), like_vector(-np.inf, v)
     top_a, top_b = lowest, lowest
     sum_a, sum_b = like_vector(0.0, v), like_vector(0.0, v)
     w, n, both = width(v), block.size, min(block.size, coming.size)
-    i = 0
+    i, below = 0, 0
     while i + 2 * w <= both:
         top_a, top_b = larger(load(coming, i, v), top_a), larger(load(coming, i + w, v), top_b)
-        prefetch(coming, i + BLOCK)
-        prefetch(coming, i + w + BLOCK)
-        sum_a += raised_exp2((load(block, i, v) - m) * scale)
-        sum_b += raised_exp2((load(block, i + w, v) - m) * scale)
-        i += 2 * w
-    for j in range(i, n, w):
-        sum_a += raised_exp2((load_first(block, j, n - j, lowest) - m) * scale)
-    for j in range(i, coming.size, w):
-        top_a = larger(load_first(coming, j, coming.size - j, lowest), top_a)
-    return lanes_sum(lowered(sum_a + sum_b)), lanes_max(larger(top_a, top_b))
-
-
-@inline
-def others(x, m, e, total, ties):
-    """Add ``e = e^(z-m)`` where the logit is below `m`, and count where it is not."""
-    largest = x == m
-    return where(largest, total, total + e), where(largest, ties + 1.0, ties)
-
-
-@inline
-def block_others(block, m, scale, coming):
-    """`block_sum` for the block that holds the maximum `m`, one instance of which is left out."""
-    v = vector(scale)
-    m, lowest = like_vector(m, v), like_vector(-np.inf, v)
-    top_a, top_b = lowest, lowest
-    sum_a, sum_b = like_vector(0.0, v), like_vector(0.0, v)
-    ties_a, ties_b = sum_a, sum_b
-    w, n, both = width(v), block.size, min(block.size, coming.size)
-    i = 0
-    while i + 2 * w <= both:
-        top_a, top_b = larger(load(coming, i, v), top_a), larger(load(coming, i + w, v), top_b)
-        prefetch(coming, i + BLOCK)
-        prefetch(coming, i + w + BLOCK)
+        prefetch(coming, i + AHEAD)
+        prefetch(coming, i + w + AHEAD)
         a, b = load(block, i, v), load(block, i + w, v)
-        sum_a, ties_a = others(a, m, raised_exp2((a - m) * scale), sum_a, ties_a)
-        sum_b, ties_b = others(b, m, raised_exp2((b - m) * scale), sum_b, ties_b)
+        below_a, below_b = a != m, b != m
+        sum_a = where(below_a, sum_a + raised_exp2((a - m) * scale), sum_a)
+        sum_b = where(below_b, sum_b + raised_exp2((b - m) * scale), sum_b)
+        below += lanes_set(below_a) + lanes_set(below_b)
         i += 2 * w
     for j in range(i, n, w):
         a = load_first(block, j, n - j, lowest)
-        sum_a, ties_a = others(a, m, raised_exp2((a - m) * scale), sum_a, ties_a)
+        below_a = a != m
+        sum_a = where(below_a, sum_a + raised_exp2((a - m) * scale), sum_a)
+        below += lanes_set(below_a)
     for j in range(i, coming.size, w):
         top_a = larger(load_first(coming, j, coming.size - j, lowest), top_a)
-    total = lanes_sum(lowered(sum_a + sum_b)) + (lanes_sum(ties_a + ties_b) - 1.0)
-    return total, lanes_max(larger(top_a, top_b))
+    return lanes_sum(lowered(sum_a + sum_b)), -(-n // w) * w - below, lanes_max(larger(top_a, top_b))
 
 
 @inline
-def more_of(x, m, scale, y_logit, total, ties, spread, above):
-    """Add a vector of logits to the statistics of a block."""
+def more_of(x, m, scale, total, spread):
+    """Add a vector of logits to the sums of a block; which of them are below `m` (or NaN)."""
     t = clipped((x - m) * scale)
-    e = raised_exp2(t)
-    total, ties = others(x, m, e, total, ties)
-    return total, ties, spread + e * t, where(x > y_logit, above + 1.0, above)
+    e, below = raised_exp2(t), x != m
+    return where(below, total + e, total), spread + e * t, below
 
 
 @inline
-def block_statistics(block, m, scale, y_logit, holds_max, coming):
-    """``Σ e^(z-m)`` (one instance of `m` left out, if the block holds the maximum),
-    ``Σ e^(z-m)·log2 e^(z-m)``, the number of logits above `y_logit`, and the maximum of the block `coming`."""
+def block_statistics(block, m, scale, y_logit, coming):
+    """What `block_sum` tells, with ``Σ e^(z-m)·log2 e^(z-m)`` and the number of logits above `y_logit`."""
     v = vector(scale)
     m, lowest, zero = like_vector(m, v), like_vector(-np.inf, v), like_vector(0.0, v)
-    top_a, sum_a, ties_a, spread_a, above_a = lowest, zero, zero, zero, zero
-    top_b, sum_b, ties_b, spread_b, above_b = lowest, zero, zero, zero, zero
+    top_a, sum_a, spread_a, top_b, sum_b, spread_b = lowest, zero, zero, lowest, zero, zero
     w, n, both = width(v), block.size, min(block.size, coming.size)
-    i = 0
+    i, below, above = 0, 0, 0
     while i + 2 * w <= both:
         top_a, top_b = larger(load(coming, i, v), top_a), larger(load(coming, i + w, v), top_b)
-        prefetch(coming, i + BLOCK)
-        prefetch(coming, i + w + BLOCK)
+        prefetch(coming, i + AHEAD)
+        prefetch(coming, i + w + AHEAD)
         a, b = load(block, i, v), load(block, i + w, v)
-        sum_a, ties_a, spread_a, above_a = more_of(a, m, scale, y_logit, sum_a, ties_a, spread_a, above_a)
-        sum_b, ties_b, spread_b, above_b = more_of(b, m, scale, y_logit, sum_b, ties_b, spread_b, above_b)
+        sum_a, spread_a, below_a = more_of(a, m, scale, sum_a, spread_a)
+        sum_b, spread_b, below_b = more_of(b, m, scale, sum_b, spread_b)
+        below += lanes_set(below_a) + lanes_set(below_b)
+        above += lanes_set(a > y_logit) + lanes_set(b > y_logit)
         i += 2 * w
     for j in range(i, n, w):
         a = load_first(block, j, n - j, lowest)
-        sum_a, ties_a, spread_a, above_a = more_of(a, m, scale, y_logit, sum_a, ties_a, spread_a, above_a)
+        sum_a, spread_a, below_a = more_of(a, m, scale, sum_a, spread_a)
+        below += lanes_set(below_a)
+        above += lanes_set(a > y_logit)
     for j in range(i, coming.size, w):
         top_a = larger(load_first(coming, j, coming.size - j, lowest), top_a)
-    total = lanes_sum(lowered(sum_a + sum_b)) + (lanes_sum(ties_a + ties_b) - (1.0 if holds_max else 0.0))
-    spread, above = lanes_sum(lowered(spread_a + spread_b)), lanes_sum(above_a + above_b)
-    return total, spread, above, lanes_max(larger(top_a, top_b))
+    total, spread = lanes_sum(lowered(sum_a + sum_b)), lanes_sum(lowered(spread_a + spread_b))
+    return total, -(-n // w) * w - below, spread, above, lanes_max(larger(top_a, top_b))
 
 
 @inline
@@ -172,13 +146,12 @@ def merge(m_a, S_a, spread_a, m_b, S_b, spread_b, scale):
 @inline
 def block_record(block, m, scale, coming, more, holds_max, y_logit):
     """``S`` (all of ``Σ e^(z-m)`` unless the block holds the maximum), `spread`, `above`, the maximum ahead."""
+    spread, above = 0.0, 0
     if more:
-        return block_statistics(block, m, scale, y_logit, holds_max, coming)
-    if holds_max:
-        total, ahead = block_others(block, m, scale, coming)
+        total, ties, spread, above, ahead = block_statistics(block, m, scale, y_logit, coming)
     else:
-        total, ahead = block_sum(block, m, scale, coming)
-    return total, 0.0, 0.0, ahead
+        total, ties, ahead = block_sum(block, m, scale, coming)
+    return total + (ties - (1 if holds_max else 0)), spread, above, ahead
 
 
 @inline
@@ -189,7 +162,7 @@ def row_record(x, start, stride, k, next_start, ahead, slot, scale, cap, stage, 
     is the same for the row at `next_start`. `more` asks for `spread` and `above`.
     """
     wide = np.float64(scale)
-    m, S, spread, at, above = -np.inf, 0.0, 0.0, 0, 0.0
+    m, S, spread, at, above = -np.inf, 0.0, 0.0, 0, 0
     for segment in range(0, k, SEGMENT):
         end = min(k, segment + SEGMENT)
         s_m, s_S, s_spread, s_at = -np.inf, 0.0, 0.0, segment
