@@ -30,13 +30,13 @@ LN2 = 0.6931471805599453
 
 
 @inline
-def put_weights(records, low, count, labels, ignore, weights, class_weight):
-    """Each row's sample weight (0 for an ignored one) and its label's class weight."""
+def put_weights(records, at, low, count, labels, ignore, weights, class_weight):
+    """The sample weights (0 for an ignored one) of rows from `low` on, and their labels' class weights."""
     for r in range(count):
         label = class_of(labels[low + r], ignore) if labels.size else -1
         weight = weights[low + r] if weights.size else 1.0
-        records[WEIGHT * GROUP + r] = 0.0 if label == -2 else weight
-        records[CLASS_WEIGHT * GROUP + r] = class_weight[label] if class_weight.size and label >= 0 else 1.0
+        records[WEIGHT * GROUP + at + r] = 0.0 if label == -2 else weight
+        records[CLASS_WEIGHT * GROUP + at + r] = class_weight[label] if class_weight.size and label >= 0 else 1.0
 
 
 @inline
@@ -70,8 +70,6 @@ def finish_group(
     them but argmax and rank, which the kernel has put there.
     """
     weighed = has_weights(ignore, weights, class_weight)
-    if weighed:
-        put_weights(records, low, count, labels, ignore, weights, class_weight)
     v = vector(scale)
     zero, one = vector(cast(0.0, scale)), vector(cast(1.0, scale))
     inv_T, unit = cast(options[INV_TEMPERATURE], scale), cast(options[UNIT], scale)

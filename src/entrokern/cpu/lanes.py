@@ -10,32 +10,29 @@ from typing import Any
 
 import numpy as np
 
-from .blocks import AXES, CLASS_STRIDE, SIZES, load_one, narrow, row_start, view, widen
+from .blocks import AXES, CLASS_STRIDE, SIZES, narrow, row_start, view, widen
 from .compile import inline, kernel
 from .finish import (
     ARGMAX,
-    CLASS_WEIGHT,
     GAPS,
     GROUP,
     INV_TEMPERATURE,
-    MAP_SCALE,
     MAX,
     RANK,
     SMOOTHING,
     SPREAD,
-    UNIT,
-    WEIGHT,
     Y_LOGIT,
     S,
     finish_group,
     has_weights,
+    put_weights,
 )
-from .maps import GRAD, LOG_SOFTMAX
+from .map_terms import map_terms, special, special_row
+from .maps import LOG_SOFTMAX
 from .math import cast, clipped, exp2_below, log1p_positive, lowered, raised_exp2
 from .memory import (
     copy_out,
     fence,
-    first_mask,
     load,
     load_columns,
     load_next,
@@ -49,7 +46,7 @@ from .memory import (
     width,
 )
 from .rows import first_bad_label
-from .simd import BYTES, any_lane, larger, like_vector, magnitude, where
+from .simd import BYTES, any_lane, larger, like_vector, where
 
 CHECKED = 4096  # labels checked at once, still in cache when they are used
 EARLY = 8  # classes
@@ -248,20 +245,12 @@ def tile_log_softmax(tile, at, k, inv_T, m, sums):
 
 
 @inline
-def tile_softmax(tile, at, k, scale, m, sums, factor, y, own):
-    """Replace the logits of one vector of rows by ``factor·softmax``, that of class `y` by `own`."""
-    step, factor = 2 * width(m), factor / (sums + 1.0)
+def tile_softmax(tile, at, k, scale, m, factor, y, own):
+    """Replace the logits of one vector of rows by ``factor·e^(z-m)``, that of class `y` by `own`."""
+    step = 2 * width(m)
     for c in range(k):
         e = exp2_below((load(tile, c * step + at, m) - m) * scale)
         store(tile, c * step + at, where(y == like_vector(c, m), own, e * factor))
-
-
-@inline
-def true_class_gradient(sums, m, y_logit, scale, factor):
-    """``-factor·(1 - p_y)``: the others' share, ``S/Z`` to its last digit where the label's logit is the largest."""
-    Z = sums + 1.0
-    others_than_y = Z - exp2_below((y_logit - m) * scale)
-    return -factor * where(y_logit == m, sums, others_than_y) / Z
 
 
 @inline
@@ -272,32 +261,17 @@ def write_tile(
     """Turn a tile of logits into the map `kind` and write it to `out`."""
     v = vector(scale)
     w = width(v)
-    scaled = options[MAP_SCALE] * options[UNIT] * options[INV_TEMPERATURE] if kind == GRAD else 1.0
     for at in range(0, 2 * w, w):
         m, sums = load(records, MAX * GROUP + at, v), load(records, S * GROUP + at, v)
-        factor, own, y = like_vector(scaled, v), like_vector(0.0, v), like_vector(-1.0, v)
-        if kind == GRAD:
-            if weighed:
-                factor *= load(records, WEIGHT * GROUP + at, v) * load(records, CLASS_WEIGHT * GROUP + at, v)
-            y = load_next(labels, low + at, count - at, y)
-            own = true_class_gradient(sums, m, load(records, Y_LOGIT * GROUP + at, v), scale, factor)
+        factor, own, y = map_terms(kind, records, at, low, count, labels, options, scale, weighed)
         if kind == LOG_SOFTMAX:
             tile_log_softmax(tile, at, k, cast(options[INV_TEMPERATURE], scale), m, sums)
         else:
-            tile_softmax(tile, at, k, scale, m, sums, factor, y, own)
-        undefined = first_mask(count - at, v) & ((sums != sums) | ~(magnitude(m) < np.inf))
-        if weighed:
-            undefined |= first_mask(count - at, v) & (load(records, WEIGHT * GROUP + at, v) == 0.0)
-        if any_lane(undefined):
+            tile_softmax(tile, at, k, scale, m, factor, y, own)
+        if any_lane(special(records, at, count, v, weighed)):
             for r in range(at, min(at + w, count)):
-                m_r, S_r = np.float64(records[MAX * GROUP + r]), np.float64(records[S * GROUP + r])
-                unweighed = weighed and records[WEIGHT * GROUP + r] == 0.0
-                if kind == GRAD and unweighed:
-                    for c in range(k):
-                        tile[c * 2 * w + r] = 0
-                elif S_r != S_r or not (-np.inf < m_r < np.inf):
-                    start = row_start(geometry, first + low + r)
-                    undefined_row(kind, x, start, geometry[CLASS_STRIDE], k, m_r, tile, r, 2 * w)
+                start = row_start(geometry, first + low + r)
+                special_row(kind, x, start, geometry[CLASS_STRIDE], k, records, r, weighed, tile, r, 2 * w)
     store_tile(tile, out, out_geometry, first + low, count, k, v, line)
 
 
@@ -357,12 +331,14 @@ def softmax_lanes(
             for at in range(0, 2 * w, w):
                 m = load(records, MAX * GROUP + at, v)
                 store(records, GAPS * GROUP + at, tile_gaps(tile, at, k, m, class_weight))
+        weighed = has_weights(ignore, weights, class_weight)
+        if weighed:
+            put_weights(records, 0, low, count, labels, ignore, weights, class_weight)
         total += finish_group(
             records, x, geometry, first, low, count, k, labels, ignore, weights, class_weight, options, scale,
             tile, wanted, result, details, n, summed,
         )  # fmt: skip
         if out is not None:
-            weighed = has_weights(ignore, weights, class_weight)
             write_tile(
                 kind, tile, x, geometry, first, low, count, k, labels, ignore, weights, records, options, scale,
                 weighed, out, out_geometry, line,
@@ -376,15 +352,3 @@ def softmax_lanes(
         if streaming:
             fence()
     return -1, total
-
-
-@inline
-def undefined_row(kind, x, start, stride, k, m, tile, r, rows):
-    """A map's row without a finite maximum: NaN, but for log-softmax ``x - inf``."""
-    has_nan = m != m
-    for c in range(k):
-        v = load_one(x, start + c * stride, 0.0, tile)
-        has_nan |= v != v
-    for c in range(k):
-        v = np.float64(load_one(x, start + c * stride, 0.0, tile))
-        tile[c * rows + r] = v - np.inf if kind == LOG_SOFTMAX and m == np.inf and not has_nan else np.nan

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from .. import _formulas
-from .blocks import BLOCK, block_of, narrow, store_constant, through_softcap, view, widen
+from .blocks import block_of, narrow, store_constant, through_softcap, view, widen
 from .blocks import load as fetch
 from .compile import inline
 from .finish import CAP, INV_TEMPERATURE, LN2, MAP_SCALE, SMOOTHING, UNIT, W_MEAN, Z_LOSS
 from .math import cast, clipped, exp2, exp2_below, floored, log1p
 from .memory import copy_out, load_first, prefetch_to_write, store, vector, width
 from .simd import like_vector
-from .statistics import first_position
+from .statistics import block_size, first_position
 
 GRAD, HESS, ENTROPY_GRAD, SOFTMAX, LOG_SOFTMAX = range(5)
 MAPS = {
@@ -110,8 +110,9 @@ def write_map(
     z_slope = 2.0 * options[Z_LOSS] * (m * inv_T + L) / unit
     factor *= unit
     prefetch_to_write(out, out_start + 2 * k * out_stride)  # the line that two rows share, not written whole
-    for b in range(0, k, BLOCK):
-        n = min(BLOCK, k - b)
+    size = block_size(k)
+    for b in range(0, k, size):
+        n = min(size, k - b)
         fetch(x, start + b * stride, stride, n, cap, stage, slot)
         block = block_of(x, start + b * stride, n, stage, slot)
         if kind == GRAD:

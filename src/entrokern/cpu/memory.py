@@ -6,6 +6,8 @@ in registers.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -15,7 +17,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from .compile import inline
-from .simd import LLVM, Value, Vector, emitted, llvm_type, select, suffix, vector_of
+from .simd import LLVM, Value, Vector, emitted, larger, llvm_type, select, suffix, vector_of
 
 FLOAT16, BFLOAT16 = types.int16, types.uint16
 I16, I32 = ir.IntType(16), ir.IntType(32)
@@ -407,6 +409,36 @@ def store_short_columns(typing, tile, at, step, line, start, stride, like):
 
     n = types.intp
     return types.void(tile, n, n, line, n, n, like), build
+
+
+def _reduced(rows: list[Value], combine: Callable[[Value, Value], Value]) -> Value:
+    """One vector, whose lane r combines all lanes of ``rows[r]``, in the same order for every row."""
+    lanes = len(rows)
+    while len(rows) > 1:
+        # Neighbouring lanes of two vectors: those of the first go to the lower half, of the second to the upper.
+        rows = [
+            combine(a.shuffled(b, list(range(0, 2 * lanes, 2))), a.shuffled(b, list(range(1, 2 * lanes, 2))))
+            for a, b in zip(rows[0::2], rows[1::2], strict=True)
+        ]
+    return rows[0]
+
+
+def _reduction(combine: Callable[[Value, Value], Value]) -> Any:
+    @intrinsic
+    def reduce_rows(typing, tile, like):
+        def build(context, builder, signature, arguments):
+            zero = ir.Constant(ir.IntType(64), 0)
+            step = ir.Constant(ir.IntType(64), like.lanes)
+            rows = _columns(context, builder, signature.args[0], arguments[0], zero, step, like)
+            return _reduced(rows, combine).llvm
+
+        return like(tile, like), build
+
+    return reduce_rows
+
+
+# The sum and the largest element of every row of a square tile: one row per lane.
+rows_sum, rows_max = _reduction(operator.add), _reduction(larger)
 
 
 def _columns(context: Any, builder: Any, kind: Any, tile: Any, at: Any, step: Any, like: Vector) -> list[Value]:

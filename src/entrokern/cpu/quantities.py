@@ -10,12 +10,13 @@ import numpy as np
 
 from .._arrays import Array
 from .._call import Call
-from . import binary, distributions, divergences, elements, lanes
+from . import binary, distributions, divergences, elements, groups, lanes
 from .blocks import BLOCK
 from .distributions import FORM_CODES
 from .fast import NOTHING as NO_OPERAND
 from .fast import fast_soft_targets, fast_softmax_kl, fast_tables
 from .finish import FIELDS, GROUP, ROW_RESULTS
+from .groups import softmax_groups
 from .lanes import softmax_lanes
 from .launch import (
     Arrays,
@@ -35,9 +36,11 @@ from .maps import MAPS
 from .operands import Layout, Operand, converted, operand, optional
 from .rows import softmax_rows
 from .runs import RUN
+from .simd import BYTES
 
 LOG2E = 1.4426950408889634
-LANES_UP_TO = 128  # classes: beyond, a row fills the vectors by itself
+LANES_UP_TO, GROUPS_UP_TO = 4, 128  # vectors in a row: where a row fills them, and where its end no longer matters
+STRIDED_LANES_UP_TO = 128  # classes
 TILE_ELEMENTS = 1 << 17  # of a tile: what fits in L2
 STREAMED = 1 << 25  # bytes
 NOTHING = np.empty(0)
@@ -71,18 +74,21 @@ def streams(call: Call) -> bool:
     return sum(a.nbytes for a in arrays) >= STREAMED and not any(np.may_share_memory(a, call.x) for a in arrays)
 
 
-def suits_lanes(call: Call, x: Layout) -> bool:
-    """Whether one row per lane is the faster family: few classes, or neighbouring rows next to each other.
+def family(call: Call, x: Layout) -> str:
+    """The fastest of three: ``"lanes"`` for few classes or neighbouring rows next to each other, ``"groups"``
+    for rows of moderate length in one piece, ``"rows"`` for all others.
 
     Options that need more than a row's record, and the rarer maps, are for the rows family alone.
     """
     plain = call.label_smoothing == 0.0 and call.z_loss == 0.0 and call.quantity != "entropy"
     if call.softcap is not None or not set(call.maps) <= {"softmax", "log_softmax"} | ({"grad"} if plain else set()):
-        return False
-    rows_adjacent = x.geometry[0] != 1 and x.geometry[-1] == 1
-    return call.k <= LANES_UP_TO or (
-        bool(rows_adjacent) and lanes.tile_size(call.k, compute_dtype(call)) <= TILE_ELEMENTS
-    )
+        return "rows"
+    dtype = compute_dtype(call)
+    if x.geometry[0] == 1:
+        vectors = call.k * dtype.itemsize / BYTES
+        return "lanes" if vectors <= LANES_UP_TO else "groups" if vectors <= GROUPS_UP_TO else "rows"
+    rows_adjacent = x.geometry[-1] == 1 and lanes.tile_size(call.k, dtype) <= TILE_ELEMENTS
+    return "lanes" if rows_adjacent or call.k <= STRIDED_LANES_UP_TO else "rows"
 
 
 # Each function below makes ready what a call needs but its arrays: these, `Run` and `RowWork` take from the call
@@ -116,20 +122,22 @@ def softmax_work(call: Call, wanted: str) -> RecordWork:
     more = call.quantity == "entropy" or not {"entropy", "rank", "argmax"}.isdisjoint(call.rows)
     kinds = MAPS | ({"grad": MAPS["entropy_grad"]} if call.quantity == "entropy" else {})
     maps = [(name, kinds[name], Layout(call.maps[name])) for name in in_place_last(call)]
-    in_lanes = suits_lanes(call, x)
-    kernel: Any = softmax_lanes if in_lanes else softmax_rows
+    chosen = family(call, x)
+    kernel: Any = {"lanes": softmax_lanes, "groups": softmax_groups, "rows": softmax_rows}[chosen]
 
     def work(call: Call, start: int, stop: int, result: Array, details: Array) -> tuple[int, float]:
         outputs: list[tuple[int, Any, Any]] = [(kind, *out.operand(call.maps[name])) for name, kind, out in maps]
         x_flat, class_weight = x.flat(call.x), NOTHING if call.class_weight is None else call.class_weight
         labels, ignore = labels_and_ignored(call, start, stop)
         weights = row_weights(call, start, stop)
-        if in_lanes:
-            stage: Any = np.empty(2 * lanes.tile_size(call.k, dtype), dtype)
+        stage: Any
+        if chosen == "lanes":
+            stage, scratch = (np.empty(2 * lanes.tile_size(call.k, dtype), dtype) for _ in range(2))
+        elif chosen == "groups":
+            stage, scratch = np.empty(groups.tiles_size(dtype), dtype), np.empty(groups.room(call.k, dtype), dtype)
         else:
-            stage = None if in_place else np.empty(2 * BLOCK, dtype)
+            stage, scratch = None if in_place else np.empty(2 * BLOCK, dtype), np.empty(BLOCK, dtype)
         records, streaming = np.zeros(FIELDS * GROUP, dtype), streams(call)
-        scratch = np.empty(2 * lanes.tile_size(call.k, dtype) if in_lanes else BLOCK, dtype)
         bad, total = -1, 0.0
         for kind, out, geometry in outputs or [(0, None, None)]:
             bad, total = kernel(

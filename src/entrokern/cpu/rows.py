@@ -6,12 +6,26 @@ import numpy as np
 
 from .blocks import BLOCK, CLASS_STRIDE, block_of, load, load_one, row_start, view
 from .compile import inline, kernel
-from .finish import ARGMAX, CAP, GAPS, GROUP, MAX, RANK, SMOOTHING, SPREAD, Y_LOGIT, S, finish_group
+from .finish import (
+    ARGMAX,
+    CAP,
+    GAPS,
+    GROUP,
+    MAX,
+    RANK,
+    SMOOTHING,
+    SPREAD,
+    Y_LOGIT,
+    S,
+    finish_group,
+    has_weights,
+    put_weights,
+)
 from .maps import write_map
 from .math import cast
 from .memory import fence, load_next, vector, width
 from .simd import any_lane, like_vector
-from .statistics import block_gaps, block_max, class_of, first_position, row_record
+from .statistics import block_gaps, block_max, block_size, class_of, first_position, row_record
 
 
 @inline
@@ -55,8 +69,9 @@ def softmax_rows(
     stride, cap, like = geometry[CLASS_STRIDE], options[CAP], vector(scale)
     slot, total = 0, 0.0
     start = row_start(geometry, first)
-    load(x, start, stride, min(BLOCK, k), cap, stage, slot)
-    ahead = block_max(block_of(x, start, min(BLOCK, k), stage, slot), like)
+    size = block_size(k)
+    load(x, start, stride, min(size, k), cap, stage, slot)
+    ahead = block_max(block_of(x, start, min(size, k), stage, slot), like)
     for i in range(n):
         next_start = row_start(geometry, first + i + 1) if i + 1 < n else start
         label = class_of(labels[i], ignore) if labels.size else -1
@@ -80,8 +95,8 @@ def softmax_rows(
             records[GAPS * GROUP + r] = gaps
         argmax = 0
         if details.size or more:
-            load(x, start + at * stride, stride, min(BLOCK, k - at), cap, stage, 1 - slot)
-            block = block_of(x, start + at * stride, min(BLOCK, k - at), stage, 1 - slot)
+            load(x, start + at * stride, stride, min(size, k - at), cap, stage, 1 - slot)
+            block = block_of(x, start + at * stride, min(size, k - at), stage, 1 - slot)
             argmax = at + first_position(block, cast(m, scale), like)
         if details.size:
             details[ARGMAX * n + i] = argmax
@@ -94,6 +109,8 @@ def softmax_rows(
                 m, S_i, spread, at, label, y_logit, weight, w_y, class_weight, options, scale, stage,
                 1 - slot, work, streaming,
             )  # fmt: skip
+        if has_weights(ignore, weights, class_weight):
+            put_weights(records, r, i, 1, labels, ignore, weights, class_weight)
         if r == GROUP - 1 or i + 1 == n:
             total += finish_group(
                 records, x, geometry, first, i - r, r + 1, k, labels, ignore, weights, class_weight, options, scale,

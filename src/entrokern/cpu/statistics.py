@@ -13,7 +13,7 @@ from .blocks import BLOCK, block_of
 from .blocks import load as fetch
 from .compile import inline
 from .math import cast, clipped, exp2, floored, lowered, raised_exp2
-from .memory import load, load_first, prefetch, vector, width
+from .memory import load, load_first, prefetch, store, vector, width
 from .simd import any_lane, first_lane, lanes_max, lanes_set, lanes_sum, larger, like_vector, where
 
 # Accumulators restart after so many classes, and the segments' records merge in order: a row has the
@@ -31,6 +31,13 @@ def block_max(block, like):
     return lanes_max(top)
 
 
+@inline
+def block_size(k):
+    """How many classes of a row make a block: alike for all blocks, for the sweeps of two go together."""
+    blocks = -(-k // BLOCK)
+    return BLOCK if blocks > 16 else -(-k // (32 * blocks)) * 32
+
+
 # Subtract first: ``x·scale - m·scale`` (``scale = log2(e)/T``) would cancel at a large common offset.
 # The loops over a block also find the maximum of the block that comes next: while one is summed from
 # cache, the other arrives from memory, and lines further on are asked for. Two accumulators keep the adders
@@ -39,8 +46,12 @@ def block_max(block, like):
 
 
 @inline
-def block_sum(block, m, scale, coming):
-    """``Σ e^(z-m)`` over the logits below `m`, how many equal `m`, and the maximum of the block `coming`."""
+def block_sum(block, m, scale, coming, kept, at):
+    """``Σ e^(z-m)`` over the logits below `m`, how many equal `m`, and the maximum of the block `coming`.
+
+    The sum and the maximum are vectors, whose lanes are to be taken together. `kept` (or None) receives
+    the `raised_exp2` of all logits from `at` on, whole vectors.
+    """
     v = vector(scale)
     m, lowest = like_vector(m, v), like_vector(-np.inf, v)
     top_a, top_b = lowest, lowest
@@ -52,19 +63,27 @@ def block_sum(block, m, scale, coming):
         prefetch(coming, i + AHEAD)
         prefetch(coming, i + w + AHEAD)
         a, b = load(block, i, v), load(block, i + w, v)
+        e_a, e_b = raised_exp2((a - m) * scale), raised_exp2((b - m) * scale)
         below_a, below_b = a != m, b != m
-        sum_a = where(below_a, sum_a + raised_exp2((a - m) * scale), sum_a)
-        sum_b = where(below_b, sum_b + raised_exp2((b - m) * scale), sum_b)
+        sum_a, sum_b = where(below_a, sum_a + e_a, sum_a), where(below_b, sum_b + e_b, sum_b)
         below += lanes_set(below_a) + lanes_set(below_b)
+        if kept is not None:
+            store(kept, at + i, e_a)
+            store(kept, at + i + w, e_b)
         i += 2 * w
-    for j in range(i, n, w):
-        a = load_first(block, j, n - j, lowest)
-        below_a = a != m
-        sum_a = where(below_a, sum_a + raised_exp2((a - m) * scale), sum_a)
+    while i < n:
+        top_a = larger(load_first(coming, i, coming.size - i, lowest), top_a)
+        a = load_first(block, i, n - i, lowest)
+        e_a, below_a = raised_exp2((a - m) * scale), a != m
+        sum_a = where(below_a, sum_a + e_a, sum_a)
         below += lanes_set(below_a)
-    for j in range(i, coming.size, w):
-        top_a = larger(load_first(coming, j, coming.size - j, lowest), top_a)
-    return lanes_sum(lowered(sum_a + sum_b)), -(-n // w) * w - below, lanes_max(larger(top_a, top_b))
+        if kept is not None:
+            store(kept, at + i, e_a)
+        i += w
+    while i < coming.size:
+        top_a = larger(load_first(coming, i, coming.size - i, lowest), top_a)
+        i += w
+    return lowered(sum_a + sum_b), -(-n // w) * w - below, larger(top_a, top_b)
 
 
 @inline
@@ -77,7 +96,7 @@ def more_of(x, m, scale, total, spread):
 
 @inline
 def block_statistics(block, m, scale, y_logit, coming):
-    """What `block_sum` tells, with ``Σ e^(z-m)·log2 e^(z-m)`` and the number of logits above `y_logit`."""
+    """What `block_sum` tells, with ``Σ e^(z-m)·log2 e^(z-m)`` (a vector) and the number of logits above `y_logit`."""
     v = vector(scale)
     m, lowest, zero = like_vector(m, v), like_vector(-np.inf, v), like_vector(0.0, v)
     top_a, sum_a, spread_a, top_b, sum_b, spread_b = lowest, zero, zero, lowest, zero, zero
@@ -93,15 +112,18 @@ def block_statistics(block, m, scale, y_logit, coming):
         below += lanes_set(below_a) + lanes_set(below_b)
         above += lanes_set(a > y_logit) + lanes_set(b > y_logit)
         i += 2 * w
-    for j in range(i, n, w):
-        a = load_first(block, j, n - j, lowest)
+    while i < n:
+        top_a = larger(load_first(coming, i, coming.size - i, lowest), top_a)
+        a = load_first(block, i, n - i, lowest)
         sum_a, spread_a, below_a = more_of(a, m, scale, sum_a, spread_a)
         below += lanes_set(below_a)
         above += lanes_set(a > y_logit)
-    for j in range(i, coming.size, w):
-        top_a = larger(load_first(coming, j, coming.size - j, lowest), top_a)
-    total, spread = lanes_sum(lowered(sum_a + sum_b)), lanes_sum(lowered(spread_a + spread_b))
-    return total, -(-n // w) * w - below, spread, above, lanes_max(larger(top_a, top_b))
+        i += w
+    while i < coming.size:
+        top_a = larger(load_first(coming, i, coming.size - i, lowest), top_a)
+        i += w
+    ties, top = -(-n // w) * w - below, larger(top_a, top_b)
+    return lowered(sum_a + sum_b), ties, lowered(spread_a + spread_b), above, top
 
 
 @inline
@@ -148,10 +170,11 @@ def block_record(block, m, scale, coming, more, holds_max, y_logit):
     """``S`` (all of ``Σ e^(z-m)`` unless the block holds the maximum), `spread`, `above`, the maximum ahead."""
     spread, above = 0.0, 0
     if more:
-        total, ties, spread, above, ahead = block_statistics(block, m, scale, y_logit, coming)
+        total, ties, spreads, above, ahead = block_statistics(block, m, scale, y_logit, coming)
+        spread = lanes_sum(spreads)
     else:
-        total, ties, ahead = block_sum(block, m, scale, coming)
-    return total + (ties - (1 if holds_max else 0)), spread, above, ahead
+        total, ties, ahead = block_sum(block, m, scale, coming, None, 0)
+    return lanes_sum(total) + (ties - (1 if holds_max else 0)), spread, above, lanes_max(ahead)
 
 
 @inline
@@ -161,15 +184,15 @@ def row_record(x, start, stride, k, next_start, ahead, slot, scale, cap, stage, 
     `ahead` is the maximum of its first block, which `load` put into `slot`; returned with the record
     is the same for the row at `next_start`. `more` asks for `spread` and `above`.
     """
-    wide = np.float64(scale)
+    wide, size = np.float64(scale), block_size(k)
     m, S, spread, at, above = -np.inf, 0.0, 0.0, 0, 0
     for segment in range(0, k, SEGMENT):
         end = min(k, segment + SEGMENT)
         s_m, s_S, s_spread, s_at = -np.inf, 0.0, 0.0, segment
-        for b in range(segment, end, BLOCK):
-            n = min(BLOCK, k - b)
-            following = b + BLOCK
-            next_n = min(BLOCK, k - following) if following < k else min(BLOCK, k)
+        for b in range(segment, end, size):
+            n = min(size, k - b)
+            following = b + size
+            next_n = min(size, k - following) if following < k else min(size, k)
             next_at = start + following * stride if following < k else next_start
             block = block_of(x, start + b * stride, n, stage, slot)
             slot = 1 - slot
