@@ -33,10 +33,11 @@ from .lanes import CHECKED, in_one_line, row_step
 from .map_terms import map_terms, special, special_row
 from .maps import GRAD, LOG_SOFTMAX, shifted
 from .math import cast, log1p_positive, lowered
-from .memory import copy_out, fence, load, load_first, prefetch_to_write, rows_max, rows_sum, store, vector, width
+from .memory import copy_out, fence, load, load_first, prefetch_to_write, store, vector, width
 from .rows import first_bad_label
 from .simd import BYTES, any_lane, larger, like_vector
 from .statistics import block_gaps, block_statistics, block_sum, class_of, first_position
+from .transpose import rows_max, rows_sum
 
 
 def tiles_size(dtype: np.dtype[Any]) -> int:

@@ -34,19 +34,28 @@ from .memory import (
     copy_out,
     fence,
     load,
-    load_columns,
     load_next,
     prefetch,
     prefetch_to_write,
     store,
-    store_columns,
     store_next,
-    store_short_columns,
     vector,
     width,
 )
 from .rows import first_bad_label
 from .simd import BYTES, any_lane, larger, like_vector, where
+from .transpose import (
+    load_2,
+    load_3,
+    load_4,
+    load_8_columns,
+    load_columns,
+    store_2,
+    store_3,
+    store_4,
+    store_columns,
+    store_short_columns,
+)  # fmt: skip
 
 CHECKED = 4096  # labels checked at once, still in cache when they are used
 EARLY = 8  # classes
@@ -83,8 +92,18 @@ def fill_tile(x, geometry, row, start, step, count, k, tile, like):
     elif stride == 1 and step != 0:
         for g in range(0, 2 * w, w):
             begin, rows = start + min(g, count - 1) * step, max(1, count - g)
-            for c in range(0, k, w):
-                load_columns(x, begin + c, step, rows, k - c, tile, c * 2 * w + g, 2 * w, like)
+            packed = step == k and rows >= w
+            if packed and k == 2:
+                load_2(x, begin, tile, g, 2 * w, like)
+            elif packed and k == 3:
+                load_3(x, begin, tile, g, 2 * w, like)
+            elif packed and k == 4:
+                load_4(x, begin, tile, g, 2 * w, like)
+            elif k <= 8:
+                load_8_columns(x, begin, step, rows, k, tile, g, 2 * w, like)
+            else:
+                for c in range(0, k, w):
+                    load_columns(x, begin + c, step, rows, k - c, tile, c * 2 * w + g, 2 * w, like)
     else:
         for r in range(2 * w):
             start = row_start(geometry, row + min(r, count - 1))
@@ -127,11 +146,17 @@ def store_tile(tile, out, geometry, row, count, k, like, line):
     start, step = row_start(geometry, row), row_step(geometry, row, count)
     if in_one_line(geometry, step, k):
         for g in range(0, min(count, 2 * w), w):
-            if k <= w:
+            if k == 2:
+                store_2(tile, g, 2 * w, line, g * k, like)
+            elif k == 3:
+                store_3(tile, g, 2 * w, line, g * k, like)
+            elif k == 4:
+                store_4(tile, g, 2 * w, line, g * k, like)
+            elif k <= w:
                 store_short_columns(tile, g, 2 * w, line, g * k, k, like)
-                continue
-            for c in range(0, k, w):
-                store_columns(tile, c * 2 * w + g, 2 * w, line, g * k + c, k, count - g, k - c, like)
+            else:
+                for c in range(0, k, w):
+                    store_columns(tile, c * 2 * w + g, 2 * w, line, g * k + c, k, count - g, k - c, like)
         prefetch_to_write(out, start + 6 * w * k)  # the cache line that two tiles share, not written whole
     elif step == 1:
         for c in range(k):

@@ -1,4 +1,4 @@
-"""Vectors to and from memory: whole or in part, widened from any storage type, transposed.
+"""Vectors to and from memory: whole or in part, widened from any storage type.
 
 16-bit floats are stored as integers of two types (float16: int16, bfloat16: uint16) and become float32
 in registers.
@@ -6,8 +6,6 @@ in registers.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -17,7 +15,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from .compile import inline
-from .simd import LLVM, Value, Vector, emitted, larger, llvm_type, select, suffix, vector_of
+from .simd import LLVM, Value, Vector, emitted, llvm_type, select, suffix, vector_of
 
 FLOAT16, BFLOAT16 = types.int16, types.uint16
 I16, I32 = ir.IntType(16), ir.IntType(32)
@@ -123,7 +121,7 @@ def _storage_vector(array: Any, lanes: int) -> Vector:
     return Vector(array.dtype, lanes)
 
 
-def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any, lanes: int) -> Any:
+def element_pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any, lanes: int) -> Any:
     """The address of element `index` as that of a vector."""
     data = arrayobj.make_array(kind)(context, builder, array).data
     at = builder.gep(data, [index])
@@ -139,7 +137,7 @@ def first_lanes(builder: Any, count: Any, lanes: int) -> Any:
     return builder.icmp_signed("<", iota, every)
 
 
-def _element_size(kind: Any) -> int:
+def element_size(kind: Any) -> int:
     return int(kind.dtype.bitwidth // 8)
 
 
@@ -162,8 +160,8 @@ def load(typing, x, i, like):
 
     def build(context, builder, signature, arguments):
         kind = signature.args[0]
-        pointer = _pointer(context, builder, kind, arguments[0], arguments[1], like.lanes)
-        stored = Value(builder, builder.load(pointer, align=_element_size(kind)), _storage_vector(kind, like.lanes))
+        pointer = element_pointer(context, builder, kind, arguments[0], arguments[1], like.lanes)
+        stored = Value(builder, builder.load(pointer, align=element_size(kind)), _storage_vector(kind, like.lanes))
         return widened(context, stored, like.dtype).llvm
 
     return like(x, types.intp, like), build
@@ -175,13 +173,13 @@ def load_first(typing, x, i, count, fill):
 
     def build(context, builder, signature, arguments):
         kind, like = signature.args[0], fill
-        pointer = _pointer(context, builder, kind, arguments[0], arguments[1], like.lanes)
+        pointer = element_pointer(context, builder, kind, arguments[0], arguments[1], like.lanes)
         mask = first_lanes(builder, arguments[2], like.lanes)
         storage = _storage_vector(kind, like.lanes)
         if kind.dtype == like.dtype:
-            return masked_load(builder, pointer, mask, arguments[3], _element_size(kind))
+            return masked_load(builder, pointer, mask, arguments[3], element_size(kind))
         nothing = ir.Constant(llvm_type(storage), None)
-        stored = Value(builder, masked_load(builder, pointer, mask, nothing, _element_size(kind)), storage)
+        stored = Value(builder, masked_load(builder, pointer, mask, nothing, element_size(kind)), storage)
         return builder.select(mask, widened(context, stored, like.dtype).llvm, arguments[3])
 
     return fill(x, types.intp, types.intp, fill), build
@@ -193,9 +191,9 @@ def store(typing, x, i, value):
 
     def build(context, builder, signature, arguments):
         kind = signature.args[0]
-        pointer = _pointer(context, builder, kind, arguments[0], arguments[1], value.lanes)
+        pointer = element_pointer(context, builder, kind, arguments[0], arguments[1], value.lanes)
         stored = narrowed(context, Value(builder, arguments[2], value), kind.dtype)
-        builder.store(stored.llvm, pointer, align=_element_size(kind))
+        builder.store(stored.llvm, pointer, align=element_size(kind))
         return context.get_dummy_value()
 
     return types.void(x, types.intp, value), build
@@ -207,10 +205,10 @@ def store_first(typing, x, i, count, value):
 
     def build(context, builder, signature, arguments):
         kind = signature.args[0]
-        pointer = _pointer(context, builder, kind, arguments[0], arguments[1], value.lanes)
+        pointer = element_pointer(context, builder, kind, arguments[0], arguments[1], value.lanes)
         stored = narrowed(context, Value(builder, arguments[3], value), kind.dtype)
         mask = first_lanes(builder, arguments[2], value.lanes)
-        masked_store(builder, stored.llvm, pointer, mask, _element_size(kind))
+        masked_store(builder, stored.llvm, pointer, mask, element_size(kind))
         return context.get_dummy_value()
 
     return types.void(x, types.intp, types.intp, value), build
@@ -240,9 +238,9 @@ def stream(typing, x, i, value):
 
     def build(context, builder, signature, arguments):
         kind = signature.args[0]
-        pointer = _pointer(context, builder, kind, arguments[0], arguments[1], value.lanes)
+        pointer = element_pointer(context, builder, kind, arguments[0], arguments[1], value.lanes)
         stored = narrowed(context, Value(builder, arguments[2], value), kind.dtype)
-        write = builder.store(stored.llvm, pointer, align=_element_size(kind) * value.lanes)
+        write = builder.store(stored.llvm, pointer, align=element_size(kind) * value.lanes)
         write.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
         return context.get_dummy_value()
 
@@ -266,8 +264,8 @@ def until_aligned(typing, x, i, like):
 
     def build(context, builder, signature, arguments):
         kind = signature.args[0]
-        size, i64 = _element_size(kind), ir.IntType(64)
-        address = builder.ptrtoint(_pointer(context, builder, kind, arguments[0], arguments[1], 1), i64)
+        size, i64 = element_size(kind), ir.IntType(64)
+        address = builder.ptrtoint(element_pointer(context, builder, kind, arguments[0], arguments[1], 1), i64)
         missing = builder.and_(builder.neg(address), ir.Constant(i64, size * like.lanes - 1))
         return builder.udiv(missing, ir.Constant(i64, size))
 
@@ -296,7 +294,7 @@ def _prefetch(write):
     @intrinsic
     def ask(typing, x, i):
         def build(context, builder, signature, arguments):
-            pointer = _pointer(context, builder, signature.args[0], arguments[0], arguments[1], 1)
+            pointer = element_pointer(context, builder, signature.args[0], arguments[0], arguments[1], 1)
             pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())  # one type for arrays of all types
             kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
             function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
@@ -311,140 +309,3 @@ def _prefetch(write):
 # Ask for the cache line of element `i`, which may lie beyond the end of `x`. Loads in part and of many
 # short rows do not wake the machine's own prefetcher.
 prefetch, prefetch_to_write = _prefetch(0), _prefetch(1)
-
-
-# --- transposing ----------------------------------------------------------------------------------
-
-
-def transposed(rows: list[Value]) -> list[Value]:
-    """The columns of a square of vectors, in log2(lanes) rounds of shuffles of two."""
-    lanes, step = len(rows), 1
-    while step < lanes:
-        # Swap, in every square of 2·step by 2·step, the upper right quarter with the lower left one.
-        low = [i if not i & step else lanes + (i ^ step) for i in range(lanes)]
-        high = [(i | step) if not i & step else lanes + i for i in range(lanes)]
-        rows = [
-            rows[i].shuffled(rows[i + step], low) if not i & step else rows[i - step].shuffled(rows[i], high)
-            for i in range(lanes)
-        ]
-        step *= 2
-    return rows
-
-
-def _row_pointers(
-    context: Any, builder: Any, kind: Any, x: Any, start: Any, stride: Any, count: Any, lanes: int
-) -> Any:
-    """Addresses of `lanes` rows; those from `count` on are the last one again."""
-    i64 = ir.IntType(64)
-    last = builder.sub(count, ir.Constant(i64, 1))
-    for r in range(lanes):
-        row = ir.Constant(i64, r)
-        row = builder.select(builder.icmp_signed("<", row, count), row, last)
-        yield _pointer(context, builder, kind, x, builder.add(start, builder.mul(row, stride)), lanes)
-
-
-@intrinsic
-def load_columns(typing, x, start, stride, rows, columns, tile, at, step, like):
-    """Transpose a square of `x`, whose rows begin `stride` apart, into columns `step` apart in `tile`.
-
-    The square has as many rows and columns as the vector `like` has lanes. Beyond `rows` the last row is
-    repeated; what stands beyond `columns` is not specified (no memory outside of the array is read).
-    """
-
-    def build(context, builder, signature, arguments):
-        x_kind, tile_kind = signature.args[0], signature.args[5]
-        array, start, stride, rows, columns, target, at, step, _ = arguments
-        stored = Vector(x_kind.dtype, like.lanes)
-        mask = first_lanes(builder, columns, like.lanes)
-        nothing = ir.Constant(llvm_type(stored), ir.Undefined)
-        square = [
-            Value(builder, masked_load(builder, pointer, mask, nothing, _element_size(x_kind)), stored)
-            for pointer in _row_pointers(context, builder, x_kind, array, start, stride, rows, like.lanes)
-        ]
-        for c, column in enumerate(transposed(square)):
-            i = builder.add(at, builder.mul(ir.Constant(ir.IntType(64), c), step))
-            pointer = _pointer(context, builder, tile_kind, target, i, like.lanes)
-            value = widened(context, column, tile_kind.dtype)
-            builder.store(value.llvm, pointer, align=_element_size(tile_kind))
-        return context.get_dummy_value()
-
-    n = types.intp
-    return types.void(x, n, n, n, n, tile, n, n, like), build
-
-
-@intrinsic
-def store_columns(typing, tile, at, step, x, start, stride, rows, columns, like):
-    """The reverse of `load_columns`: columns of `tile` into rows of `x`, in its storage type."""
-
-    def build(context, builder, signature, arguments):
-        tile_kind, x_kind = signature.args[0], signature.args[3]
-        source, at, step, array, start, stride, rows, columns, _ = arguments
-        mask = first_lanes(builder, columns, like.lanes)
-        for r, row in enumerate(transposed(_columns(context, builder, tile_kind, source, at, step, like))):
-            within = builder.icmp_signed(">", rows, ir.Constant(ir.IntType(64), r))
-            with builder.if_then(within):
-                i = builder.add(start, builder.mul(ir.Constant(ir.IntType(64), r), stride))
-                pointer = _pointer(context, builder, x_kind, array, i, like.lanes)
-                value = narrowed(context, row, x_kind.dtype)
-                masked_store(builder, value.llvm, pointer, mask, _element_size(x_kind))
-        return context.get_dummy_value()
-
-    n = types.intp
-    return types.void(tile, n, n, x, n, n, n, n, like), build
-
-
-@intrinsic
-def store_short_columns(typing, tile, at, step, line, start, stride, like):
-    """Columns of `tile` into rows of `line`, whole vectors at a time: what a row writes beyond its end, the
-    next one overwrites. `line` has room for what the last one writes."""
-
-    def build(context, builder, signature, arguments):
-        tile_kind, line_kind = signature.args[0], signature.args[3]
-        source, at, step, array, start, stride, _ = arguments
-        for r, row in enumerate(transposed(_columns(context, builder, tile_kind, source, at, step, like))):
-            i = builder.add(start, builder.mul(ir.Constant(ir.IntType(64), r), stride))
-            pointer = _pointer(context, builder, line_kind, array, i, like.lanes)
-            builder.store(row.llvm, pointer, align=_element_size(line_kind))
-        return context.get_dummy_value()
-
-    n = types.intp
-    return types.void(tile, n, n, line, n, n, like), build
-
-
-def _reduced(rows: list[Value], combine: Callable[[Value, Value], Value]) -> Value:
-    """One vector, whose lane r combines all lanes of ``rows[r]``, in the same order for every row."""
-    lanes = len(rows)
-    while len(rows) > 1:
-        # Neighbouring lanes of two vectors: those of the first go to the lower half, of the second to the upper.
-        rows = [
-            combine(a.shuffled(b, list(range(0, 2 * lanes, 2))), a.shuffled(b, list(range(1, 2 * lanes, 2))))
-            for a, b in zip(rows[0::2], rows[1::2], strict=True)
-        ]
-    return rows[0]
-
-
-def _reduction(combine: Callable[[Value, Value], Value]) -> Any:
-    @intrinsic
-    def reduce_rows(typing, tile, like):
-        def build(context, builder, signature, arguments):
-            zero = ir.Constant(ir.IntType(64), 0)
-            step = ir.Constant(ir.IntType(64), like.lanes)
-            rows = _columns(context, builder, signature.args[0], arguments[0], zero, step, like)
-            return _reduced(rows, combine).llvm
-
-        return like(tile, like), build
-
-    return reduce_rows
-
-
-# The sum and the largest element of every row of a square tile: one row per lane.
-rows_sum, rows_max = _reduction(operator.add), _reduction(larger)
-
-
-def _columns(context: Any, builder: Any, kind: Any, tile: Any, at: Any, step: Any, like: Vector) -> list[Value]:
-    columns = []
-    for c in range(like.lanes):
-        i = builder.add(at, builder.mul(ir.Constant(ir.IntType(64), c), step))
-        pointer = _pointer(context, builder, kind, tile, i, like.lanes)
-        columns.append(Value(builder, builder.load(pointer, align=_element_size(kind)), like))
-    return columns

@@ -13,7 +13,7 @@ from numba.extending import intrinsic, overload
 
 from .blocks import AXES, CLASS_STRIDE, SIZES, row_start
 from .compile import EXACT, inline
-from .memory import _pointer as vector_pointer
+from .memory import element_pointer as vector_pointer
 from .memory import first_lanes, masked_load, masked_store, narrowed, widened
 from .simd import Value, Vector, emitted, llvm_type
 
