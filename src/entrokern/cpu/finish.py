@@ -61,10 +61,11 @@ def label_loss(L, gap, gaps, w_y, options, scale):
 
 @inline
 def finish_group(
-    records, x, geometry, first, low, count, k, labels, ignore, weights, class_weight, options, scale, stage,
+    records, at, x, geometry, first, low, count, k, labels, ignore, weights, class_weight, options, scale, stage,
     wanted, result, details, n, summed,
 ):  # fmt: skip
-    """Turn the records of rows ``low … low + count - 1`` into results; returns the sum of the losses, if `summed`.
+    """Turn the records (from `at` on) of rows ``low … low + count - 1`` into results; returns the sum of the
+    losses, if `summed`.
 
     `result` (of n rows, or empty) receives the result number `wanted`, `details` (7·n, or empty) all of
     them but argmax and rank, which the kernel has put there.
@@ -76,19 +77,19 @@ def finish_group(
     total = 0.0
     for r in range(0, count, width(v)):
         left = count - r
-        sums, m = load(records, S * GROUP + r, v), load(records, MAX * GROUP + r, v)
+        sums, m = load(records, S * GROUP + at + r, v), load(records, MAX * GROUP + at + r, v)
         L, Z = log1p_positive(sums), sums + one
         lse = m * inv_T + L
         weight, w_y = one, one
         if weighed:
-            weight, w_y = load(records, WEIGHT * GROUP + r, v), load(records, CLASS_WEIGHT * GROUP + r, v)
+            weight, w_y = load(records, WEIGHT * GROUP + at + r, v), load(records, CLASS_WEIGHT * GROUP + at + r, v)
         gap, entropy = zero, zero
         if details.size or labels.size == 0:
             # Σ p·(m - z), from Σ e^(z-m)·log2 e^(z-m), to which the largest logit itself adds 0.
-            entropy = (L - load(records, SPREAD * GROUP + r, v) / Z * cast(LN2, scale)) * unit
+            entropy = (L - load(records, SPREAD * GROUP + at + r, v) / Z * cast(LN2, scale)) * unit
         if labels.size:
-            gap = (m - load(records, Y_LOGIT * GROUP + r, v)) * inv_T
-            gaps = load(records, GAPS * GROUP + r, v) * inv_T
+            gap = (m - load(records, Y_LOGIT * GROUP + at + r, v)) * inv_T
+            gaps = load(records, GAPS * GROUP + at + r, v) * inv_T
             loss = label_loss(L, gap, gaps, w_y, options, scale) * unit
             if options[Z_LOSS] != 0.0:
                 loss += lse * lse * cast(options[Z_LOSS], scale)
@@ -108,8 +109,7 @@ def finish_group(
             total += lanes_sum(where(first_mask(left, v) & ~undefined, loss, zero))
         if any_lane(undefined):
             for i in range(low + r, low + min(r + width(v), count)):
-                at = i - low
-                m_i, S_i = records[MAX * GROUP + at], records[S * GROUP + at]
+                m_i, S_i = records[MAX * GROUP + at + i - low], records[S * GROUP + at + i - low]
                 if not (-np.inf < m_i < np.inf) or S_i != S_i:
                     total += finish_undefined(
                         x, geometry, first, i, k, labels, ignore, weights, class_weight, options, stage,

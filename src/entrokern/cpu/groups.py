@@ -153,7 +153,7 @@ def softmax_groups(
             put_weights(records, at, low, count, labels, ignore, weights, class_weight)
         if at + w == GROUP or low + w >= n:
             total += finish_group(
-                records, x, geometry, first, low - at, at + count, k, labels, ignore, weights, class_weight,
+                records, 0, x, geometry, first, low - at, at + count, k, labels, ignore, weights, class_weight,
                 options, scale, tiles, wanted, result, details, n, summed,
             )  # fmt: skip
         if out is not None:

@@ -280,23 +280,24 @@ def tile_softmax(tile, at, k, scale, m, factor, y, own):
 
 @inline
 def write_tile(
-    kind, tile, x, geometry, first, low, count, k, labels, ignore, weights, records, options, scale, weighed,
-    out, out_geometry, line,
+    kind, tile, x, geometry, first, low, count, k, labels, ignore, weights, records, at, options, scale,
+    weighed, out, out_geometry, line,
 ):  # fmt: skip
     """Turn a tile of logits into the map `kind` and write it to `out`."""
     v = vector(scale)
     w = width(v)
-    for at in range(0, 2 * w, w):
-        m, sums = load(records, MAX * GROUP + at, v), load(records, S * GROUP + at, v)
-        factor, own, y = map_terms(kind, records, at, low, count, labels, options, scale, weighed)
+    for g in range(0, min(count, 2 * w), w):
+        record, row = at + g, low + g
+        m, sums = load(records, MAX * GROUP + record, v), load(records, S * GROUP + record, v)
+        factor, own, y = map_terms(kind, records, record, row, count - g, labels, options, scale, weighed)
         if kind == LOG_SOFTMAX:
-            tile_log_softmax(tile, at, k, cast(options[INV_TEMPERATURE], scale), m, sums)
+            tile_log_softmax(tile, g, k, cast(options[INV_TEMPERATURE], scale), m, sums)
         else:
-            tile_softmax(tile, at, k, scale, m, factor, y, own)
-        if any_lane(special(records, at, count, v, weighed)):
-            for r in range(at, min(at + w, count)):
+            tile_softmax(tile, g, k, scale, m, factor, y, own)
+        if any_lane(special(records, record, count - g, v, weighed)):
+            for r in range(g, min(g + w, count)):
                 start = row_start(geometry, first + low + r)
-                special_row(kind, x, start, geometry[CLASS_STRIDE], k, records, r, weighed, tile, r, 2 * w)
+                special_row(kind, x, start, geometry[CLASS_STRIDE], k, records, at + r, weighed, tile, r, 2 * w)
     store_tile(tile, out, out_geometry, first + low, count, k, v, line)
 
 
@@ -319,7 +320,7 @@ def softmax_lanes(
             bad = first_bad_label(view(labels, low, min(CHECKED, n - low)), k, ignore)
             if bad >= 0:
                 return low + bad, 0.0
-        start, step = row_start(geometry, first + low), row_step(geometry, first + low, count)
+        at, start, step = low % (4 * w), row_start(geometry, first + low), row_step(geometry, first + low, count)
         tile, other = other, tile
         if not filling:
             fill_tile(x, geometry, first + low, start, step, count, k, tile, v)
@@ -332,46 +333,55 @@ def softmax_lanes(
             S_a, S_b, spread_a, spread_b = tile_statistics(
                 tile, k, scale, m_a, m_b, x, stride, start, step, other, filling
             )
-            store(records, SPREAD * GROUP, spread_a)
-            store(records, SPREAD * GROUP + w, spread_b)
+            store(records, SPREAD * GROUP + at, spread_a)
+            store(records, SPREAD * GROUP + at + w, spread_b)
         else:
             S_a, S_b, logit_a, logit_b = tile_sums(
                 tile, k, scale, m_a, m_b, y_a, y_b, x, stride, start, step, other, filling
             )
-            store(records, Y_LOGIT * GROUP, logit_a)
-            store(records, Y_LOGIT * GROUP + w, logit_b)
-        store(records, S * GROUP, S_a)
-        store(records, S * GROUP + w, S_b)
-        store(records, MAX * GROUP, m_a)
-        store(records, MAX * GROUP + w, m_b)
+            store(records, Y_LOGIT * GROUP + at, logit_a)
+            store(records, Y_LOGIT * GROUP + at + w, logit_b)
+        store(records, S * GROUP + at, S_a)
+        store(records, S * GROUP + at + w, S_b)
+        store(records, MAX * GROUP + at, m_a)
+        store(records, MAX * GROUP + at + w, m_b)
         if more and (labels.size or details.size):
-            for at in range(0, 2 * w, w):
-                y = load_next(labels, low + at, count - at, none) if labels.size else none
-                y_logit, argmax, above = tile_ranks(tile, at, k, load(records, MAX * GROUP + at, v), y)
-                store(records, Y_LOGIT * GROUP + at, y_logit)
+            for g in range(0, 2 * w, w):
+                y = load_next(labels, low + g, count - g, none) if labels.size else none
+                y_logit, argmax, above = tile_ranks(tile, g, k, load(records, MAX * GROUP + at + g, v), y)
+                store(records, Y_LOGIT * GROUP + at + g, y_logit)
                 if details.size:
-                    store_next(details, ARGMAX * n + low + at, count - at, argmax)
-                    store_next(details, RANK * n + low + at, count - at, above)
+                    store_next(details, ARGMAX * n + low + g, count - g, argmax)
+                    store_next(details, RANK * n + low + g, count - g, above)
         if options[SMOOTHING] > 0.0:
-            for at in range(0, 2 * w, w):
-                m = load(records, MAX * GROUP + at, v)
-                store(records, GAPS * GROUP + at, tile_gaps(tile, at, k, m, class_weight))
+            for g in range(0, 2 * w, w):
+                m = load(records, MAX * GROUP + at + g, v)
+                store(records, GAPS * GROUP + at + g, tile_gaps(tile, g, k, m, class_weight))
         weighed = has_weights(ignore, weights, class_weight)
         if weighed:
-            put_weights(records, 0, low, count, labels, ignore, weights, class_weight)
-        total += finish_group(
-            records, x, geometry, first, low, count, k, labels, ignore, weights, class_weight, options, scale,
-            tile, wanted, result, details, n, summed,
-        )  # fmt: skip
+            put_weights(records, at, low, count, labels, ignore, weights, class_weight)
+        # Without a map the tile before is finished now: its logarithms need not wait for this tile's sums.
+        done, rows = (low, count) if out is not None else (low - 2 * w, 2 * w)
+        if done >= 0:
+            total += finish_group(
+                records, done % (4 * w), x, geometry, first, done, rows, k, labels, ignore, weights, class_weight,
+                options, scale, tile, wanted, result, details, n, summed,
+            )  # fmt: skip
         if out is not None:
             write_tile(
-                kind, tile, x, geometry, first, low, count, k, labels, ignore, weights, records, options, scale,
+                kind, tile, x, geometry, first, low, count, k, labels, ignore, weights, records, at, options, scale,
                 weighed, out, out_geometry, line,
             )  # fmt: skip
             if in_one_line(out_geometry, row_step(out_geometry, first + low, count), k):
                 copy_out(last_line, waiting, out, place, v, streaming)
                 line, last_line = last_line, line
                 waiting, place = count * k, row_start(out_geometry, first + low)
+    if out is None and n > 0:
+        done = (n - 1) // (2 * w) * 2 * w
+        total += finish_group(
+            records, done % (4 * w), x, geometry, first, done, n - done, k, labels, ignore, weights, class_weight,
+            options, scale, tile, wanted, result, details, n, summed,
+        )  # fmt: skip
     if out is not None:
         copy_out(last_line, waiting, out, place, v, streaming)
         if streaming:

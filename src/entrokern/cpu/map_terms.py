@@ -23,7 +23,8 @@ def true_class_gradient(sums, m, y_logit, scale, factor):
 
 @inline
 def map_terms(kind, records, at, low, count, labels, options, scale, weighed):
-    """Of the rows of a group from `at` on: what ``e^(z-m)`` is multiplied with, and which class is `own` instead."""
+    """Of `count` rows from `low` on, whose records begin at `at`: the factor of ``e^(z-m)``, what the label's class
+    has instead, and which class that is."""
     v = vector(scale)
     m, sums = load(records, MAX * GROUP + at, v), load(records, S * GROUP + at, v)
     factor, own, y = v + 1.0, v, v - 1.0
@@ -31,19 +32,19 @@ def map_terms(kind, records, at, low, count, labels, options, scale, weighed):
         factor = like_vector(options[MAP_SCALE] * options[UNIT] * options[INV_TEMPERATURE], v)
         if weighed:
             factor *= load(records, WEIGHT * GROUP + at, v) * load(records, CLASS_WEIGHT * GROUP + at, v)
-        y = load_next(labels, low + at, count - at, y)
+        y = load_next(labels, low, count, y)
         own = true_class_gradient(sums, m, load(records, Y_LOGIT * GROUP + at, v), scale, factor)
     return factor / (sums + 1.0), own, y
 
 
 @inline
 def special(records, at, count, like, weighed):
-    """Which rows of a group have no finite maximum or no weight."""
+    """Which of `count` rows, whose records begin at `at`, have no finite maximum or no weight."""
     m, sums = load(records, MAX * GROUP + at, like), load(records, S * GROUP + at, like)
     found = (sums != sums) | ~(magnitude(m) < np.inf)
     if weighed:
         found |= load(records, WEIGHT * GROUP + at, like) == 0.0
-    return first_mask(count - at, like) & found
+    return first_mask(count, like) & found
 
 
 @inline

@@ -113,7 +113,7 @@ def softmax_rows(
             put_weights(records, r, i, 1, labels, ignore, weights, class_weight)
         if r == GROUP - 1 or i + 1 == n:
             total += finish_group(
-                records, x, geometry, first, i - r, r + 1, k, labels, ignore, weights, class_weight, options, scale,
+                records, 0, x, geometry, first, i - r, r + 1, k, labels, ignore, weights, class_weight, options, scale,
                 stage, wanted, result, details, n, summed,
             )  # fmt: skip
         start = next_start
