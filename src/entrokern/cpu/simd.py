@@ -356,6 +356,12 @@ def _lanes_as_bits(mask: Value) -> Any:
 
 
 @emitted
+def lane_numbers(like: Value) -> Value:
+    """0, 1, 2 … in the lanes of a vector of the type of `like`."""
+    return like.like(ir.Constant(llvm_type(like.kind), list(range(like.kind.lanes))))
+
+
+@emitted
 def first_lane(mask: Value) -> Value:
     """The number of the first lane that is set."""
     first = mask.builder.cttz(_lanes_as_bits(mask), ir.Constant(ir.IntType(1), 0))

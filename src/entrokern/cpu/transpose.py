@@ -15,7 +15,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .memory import element_pointer, element_size, first_lanes, masked_load, masked_store, narrowed, widened
-from .simd import Value, Vector, larger, llvm_type
+from .simd import Value, Vector, larger, llvm_type, smaller
 
 I64 = ir.IntType(64)
 
@@ -245,5 +245,5 @@ def _reduction(combine: Callable[[Value, Value], Value]) -> Any:
     return reduce_rows
 
 
-# The sum and the largest element of every row of a square tile: one row per lane.
-rows_sum, rows_max = _reduction(operator.add), _reduction(larger)
+# The sum, the largest and the smallest element of every row of a square tile: one row per lane.
+rows_sum, rows_max, rows_min = _reduction(operator.add), _reduction(larger), _reduction(smaller)
