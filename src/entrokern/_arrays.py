@@ -31,6 +31,11 @@ def row_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
 
 
+def result_dtype(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of a row result by its name."""
+    return np.dtype(np.int64) if name in ("argmax", "rank") else row_dtype(dtype)
+
+
 def common_dtype(**operands: Array) -> np.dtype[Any]:
     """The dtype of results of two operands: NumPy's ``result_type``."""
     try:

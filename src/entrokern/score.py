@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from . import _arrays, _options
 from ._arrays import Array
 from ._call import Job
@@ -137,7 +135,7 @@ def score(
             )
             call.maps[name] = _arrays.classes_last(results[name], axis)
         else:
-            dtype = np.dtype(np.int64) if name in ("argmax", "rank") else _arrays.row_dtype(array.dtype)
+            dtype = _arrays.result_dtype(name, array.dtype)
             results[name] = _arrays.output("out", given.get(name), call.row_shape, (dtype,))
             call.rows[name] = results[name]
     users = {name: array for name, array in given.items() if array is not None}

@@ -19,9 +19,9 @@ GROUP = 64  # rows finished at once
 # Fields of a record, `GROUP` numbers of the compute type each.
 S, MAX, SPREAD, Y_LOGIT, GAPS, WEIGHT, CLASS_WEIGHT, FIELDS = range(8)
 
-# What can be asked of a row: one of them goes into an array of the result's type, all into `details`.
-ROW_RESULTS = ("loss", "lse", "log_prob", "entropy", "argmax", "rank", "max_prob")
-LOSS, LSE, LOG_PROB, ENTROPY, ARGMAX, RANK, MAX_PROB = range(7)
+# What can be asked of a row, in the order of `results`: arrays of a number per row, empty where it is not wanted.
+ROW_RESULTS = ("loss", "lse", "log_prob", "entropy", "max_prob", "argmax", "rank")
+LOSS, LSE, LOG_PROB, ENTROPY, MAX_PROB, ARGMAX, RANK = range(7)
 
 # Scalar options, in one float64 array.
 INV_TEMPERATURE, UNIT, SMOOTHING, Z_LOSS, CAP, MAP_SCALE, W_MEAN = range(7)
@@ -62,13 +62,12 @@ def label_loss(L, gap, gaps, w_y, options, scale):
 @inline
 def finish_group(
     records, at, x, geometry, first, low, count, k, labels, ignore, weights, class_weight, options, scale, stage,
-    wanted, result, details, n, summed,
+    results, summed,
 ):  # fmt: skip
     """Turn the records (from `at` on) of rows ``low … low + count - 1`` into results; returns the sum of the
     losses, if `summed`.
 
-    `result` (of n rows, or empty) receives the result number `wanted`, `details` (7·n, or empty) all of
-    them but argmax and rank, which the kernel has put there.
+    argmax and rank are what the kernel has put there.
     """
     weighed = has_weights(ignore, weights, class_weight)
     v = vector(scale)
@@ -84,7 +83,7 @@ def finish_group(
         if weighed:
             weight, w_y = load(records, WEIGHT * GROUP + at + r, v), load(records, CLASS_WEIGHT * GROUP + at + r, v)
         gap, entropy = zero, zero
-        if details.size or labels.size == 0:
+        if results[ENTROPY].size or labels.size == 0:
             # Σ p·(m - z), from Σ e^(z-m)·log2 e^(z-m), to which the largest logit itself adds 0.
             entropy = (L - load(records, SPREAD * GROUP + at + r, v) / Z * cast(LN2, scale)) * unit
         if labels.size:
@@ -97,14 +96,11 @@ def finish_group(
             loss = entropy
         loss = where(weight == 0.0, zero, weight * loss)
         undefined = first_mask(left, v) & ((sums != sums) | ~(magnitude(m) < np.inf))
-        if result.size:
-            store_next(result, low + r, left, loss if wanted == LOSS else lse)
-        if details.size:
-            store_next(details, LOSS * n + low + r, left, loss)
-            store_next(details, LSE * n + low + r, left, lse)
-            store_next(details, LOG_PROB * n + low + r, left, -(L + gap))
-            store_next(details, ENTROPY * n + low + r, left, entropy)
-            store_next(details, MAX_PROB * n + low + r, left, one / Z)
+        put_next(results[LOSS], low + r, left, loss)
+        put_next(results[LSE], low + r, left, lse)
+        put_next(results[LOG_PROB], low + r, left, -(L + gap))
+        put_next(results[ENTROPY], low + r, left, entropy)
+        put_next(results[MAX_PROB], low + r, left, one / Z)
         if summed:
             total += lanes_sum(where(first_mask(left, v) & ~undefined, loss, zero))
         if any_lane(undefined):
@@ -113,27 +109,31 @@ def finish_group(
                 if not (-np.inf < m_i < np.inf) or S_i != S_i:
                     total += finish_undefined(
                         x, geometry, first, i, k, labels, ignore, weights, class_weight, options, stage,
-                        wanted, result, details, n,
+                        results,
                     )  # fmt: skip
-    if details.size and ignore.size:
+    if ignore.size and (results[LOG_PROB].size or results[RANK].size):
         for i in range(low, low + count):
             if labels[i] == ignore[0]:
-                details[LOG_PROB * n + i] = np.nan
-                details[RANK * n + i] = -1.0
+                put(results[LOG_PROB], i, np.nan)
+                put(results[RANK], i, -1)
     return total
 
 
 @inline
-def put(code, value, i, wanted, result, details, n):
-    if result.size and code == wanted:
+def put(result, i, value):
+    if result.size:
         result[i] = value
-    if details.size:
-        details[code * n + i] = value
+
+
+@inline
+def put_next(result, i, count, value):
+    if result.size:
+        store_next(result, i, count, value)
 
 
 @inline
 def finish_undefined(
-    x, geometry, first, i, k, labels, ignore, weights, class_weight, options, stage, wanted, result, details, n
+    x, geometry, first, i, k, labels, ignore, weights, class_weight, options, stage, results
 ):  # fmt: skip
     """The results of a row that holds a NaN, or whose largest logit is infinite; returns its loss."""
     label = class_of(labels[i], ignore) if labels.size else -1
@@ -145,14 +145,13 @@ def finish_undefined(
     surprise = np.nan if has_nan or m == -np.inf or y_logit == np.inf else np.inf
     loss = np.nan if weighs and options[SMOOTHING] > 0.0 else surprise
     loss = weight * loss if weight != 0.0 else 0.0
-    put(LOSS, loss, i, wanted, result, details, n)
-    put(LSE, np.nan if has_nan else m, i, wanted, result, details, n)
-    if details.size:
-        details[LOG_PROB * n + i] = -surprise
-        details[ENTROPY * n + i] = np.nan
-        details[MAX_PROB * n + i] = np.nan
-        details[ARGMAX * n + i] = -1.0 if has_nan else at
-        details[RANK * n + i] = -1.0 if has_nan else above
+    put(results[LOSS], i, loss)
+    put(results[LSE], i, np.nan if has_nan else m)
+    put(results[LOG_PROB], i, -surprise)
+    put(results[ENTROPY], i, np.nan)
+    put(results[MAX_PROB], i, np.nan)
+    put(results[ARGMAX], i, -1 if has_nan else at)
+    put(results[RANK], i, -1 if has_nan else above)
     return loss
 
 

@@ -27,6 +27,7 @@ from .finish import (
     S,
     finish_group,
     has_weights,
+    put,
     put_weights,
 )
 from .lanes import CHECKED, in_one_line, row_step
@@ -112,8 +113,8 @@ def write_rows(
 
 @kernel
 def softmax_groups(
-    x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, tiles, records, wanted, result,
-    details, summed, more, kind, out, out_geometry, streaming, work,
+    x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, tiles, records, results,
+    summed, more, kind, out, out_geometry, streaming, work,
 ):  # fmt: skip
     """The work of `rows.softmax_rows` for plain logits in one piece, group by group."""
     v = vector(scale)
@@ -145,10 +146,10 @@ def softmax_groups(
             if more:
                 part, ties, spread, above, top = block_statistics(row, m, scale, y_logit, coming)
                 store(spreads, r * w, spread)
-                if details.size:
+                if results[ARGMAX].size:
                     store(firsts, r * w, first_positions(row, m, v))
-                    if r < count:
-                        details[RANK * n + low + r] = above
+                if r < count:
+                    put(results[RANK], low + r, above)
             elif out is None:
                 part, ties, top = block_sum(row, m, scale, coming, None, 0)
             else:
@@ -161,14 +162,14 @@ def softmax_groups(
         store(records, S * GROUP + at, rows_sum(sums, v))
         if more:
             store(records, SPREAD * GROUP + at, rows_sum(spreads, v))
-            if details.size:
-                store_next(details, ARGMAX * n + low, count, rows_min(firsts, v))
+            if results[ARGMAX].size:
+                store_next(results[ARGMAX], low, count, rows_min(firsts, v))
         if weighed:
             put_weights(records, at, low, count, labels, ignore, weights, class_weight)
         if at + w == GROUP or low + w >= n:
             total += finish_group(
                 records, 0, x, geometry, first, low - at, at + count, k, labels, ignore, weights, class_weight,
-                options, scale, tiles, wanted, result, details, n, summed,
+                options, scale, tiles, results, summed,
             )  # fmt: skip
         if out is not None:
             write_rows(

@@ -25,6 +25,7 @@ from .finish import (
     S,
     finish_group,
     has_weights,
+    put_next,
     put_weights,
 )
 from .map_terms import map_terms, special, special_row
@@ -303,8 +304,8 @@ def write_tile(
 
 @kernel
 def softmax_lanes(
-    x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, tiles, records, wanted, result,
-    details, summed, more, kind, out, out_geometry, streaming, work,
+    x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, tiles, records, results,
+    summed, more, kind, out, out_geometry, streaming, work,
 ):  # fmt: skip
     """The work of `rows.softmax_rows` for plain logits (no softcap), tile by tile."""
     v = vector(scale)
@@ -345,14 +346,13 @@ def softmax_lanes(
         store(records, S * GROUP + at + w, S_b)
         store(records, MAX * GROUP + at, m_a)
         store(records, MAX * GROUP + at + w, m_b)
-        if more and (labels.size or details.size):
+        if more and (labels.size or results[ARGMAX].size):
             for g in range(0, 2 * w, w):
                 y = load_next(labels, low + g, count - g, none) if labels.size else none
                 y_logit, argmax, above = tile_ranks(tile, g, k, load(records, MAX * GROUP + at + g, v), y)
                 store(records, Y_LOGIT * GROUP + at + g, y_logit)
-                if details.size:
-                    store_next(details, ARGMAX * n + low + g, count - g, argmax)
-                    store_next(details, RANK * n + low + g, count - g, above)
+                put_next(results[ARGMAX], low + g, count - g, argmax)
+                put_next(results[RANK], low + g, count - g, above)
         if options[SMOOTHING] > 0.0:
             for g in range(0, 2 * w, w):
                 m = load(records, MAX * GROUP + at + g, v)
@@ -365,7 +365,7 @@ def softmax_lanes(
         if done >= 0:
             total += finish_group(
                 records, done % (4 * w), x, geometry, first, done, rows, k, labels, ignore, weights, class_weight,
-                options, scale, tile, wanted, result, details, n, summed,
+                options, scale, tile, results, summed,
             )  # fmt: skip
         if out is not None:
             write_tile(
@@ -380,7 +380,7 @@ def softmax_lanes(
         done = (n - 1) // (2 * w) * 2 * w
         total += finish_group(
             records, done % (4 * w), x, geometry, first, done, n - done, k, labels, ignore, weights, class_weight,
-            options, scale, tile, wanted, result, details, n, summed,
+            options, scale, tile, results, summed,
         )  # fmt: skip
     if out is not None:
         copy_out(last_line, waiting, out, place, v, streaming)

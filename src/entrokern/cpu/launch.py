@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from .. import _threads as threads
-from .._arrays import Array, flat_chunk, row_dtype
+from .._arrays import Array, flat_chunk, result_dtype
 from .._call import Call
 from .operands import EMPTY, FLOAT64, INT64, Layout, Operand, column, converted
 
 Arrays = dict[str, Array | None]
 Run = Callable[[Call], float]  # writes the outputs of a call like the one that it was made for
 RowWork = Callable[[Call, int, int, Array], int]
-RecordWork = Callable[[Call, int, int, Array, Array], tuple[int, float]]
+RecordWork = Callable[[Call, int, int, tuple[Array, ...]], tuple[int, float]]
 ElementWork = Callable[[dict[str, Any], int, int], float]
 
 # The cut into chunks depends on the shape alone, so that no result depends on the number of threads.
@@ -131,34 +131,33 @@ def by_rows(call: Call, names: tuple[str, ...], work: RowWork) -> Run:
     return run
 
 
-def by_records(call: Call, names: tuple[str, ...], wanted: str, work: RecordWork) -> Run:
-    """What runs ``work(call, start, stop, result, details)`` over chunks of rows and delivers the results by name.
+def by_records(call: Call, names: tuple[str, ...], work: RecordWork) -> Run:
+    """What runs ``work(call, start, stop, results)`` over chunks of rows.
 
-    `work` writes the row result `wanted` into `result`, all others into ``details[i]`` (where any other
-    than `wanted` is asked for; both are empty where they are not), and returns the index of the first bad
-    target of its chunk or -1, and the sum of the chunk's losses.
+    `work` writes the row results of these names into the arrays `results`, which are empty where one is not
+    wanted, and returns the index of the first bad target of its chunk or -1, and the sum of the chunk's losses.
     """
     n = call.n_rows
-    others = [(names.index(name), name) for name in call.rows if name != wanted]
-    step = chunk_rows(n, call.k, CHUNK_RECORDS if others else CHUNK_ROWS)
-    kind = row_dtype(call.x.dtype)
-    nothing, no_details = np.empty(0, kind), np.empty((0, 0))
+    step = chunk_rows(n, call.k, CHUNK_ROWS)
+    absent = [np.empty(0, result_dtype(name, call.x.dtype)) for name in names]
 
     def run(call: Call) -> float:
-        out = call.rows.get(wanted)
-        line = None if out is None or not out.flags.c_contiguous else out.reshape(-1)
+        outs = [(i, call.rows[name]) for i, name in enumerate(names) if name in call.rows]
+        lines = [(i, out.reshape(-1)) for i, out in outs if out.flags.c_contiguous]
+        others = [(i, out) for i, out in outs if not out.flags.c_contiguous]
 
         def run_chunk(c: int) -> float:
             start, stop = c * step, min(n, (c + 1) * step)
-            result = nothing if out is None else np.empty(stop - start, kind) if line is None else line[start:stop]
-            details = np.empty((len(names), stop - start)) if others else no_details
-            bad, total = work(call, start, stop, result, details)
+            results = absent.copy()
+            for i, line in lines:
+                results[i] = line[start:stop]
+            for i, out in others:
+                results[i] = np.empty(stop - start, out.dtype)
+            bad, total = work(call, start, stop, tuple(results))
             if bad >= 0:
                 raise IndexError(start + bad)
-            if out is not None and line is None:
-                deliver([(out, result)], start, stop)
             if others:
-                deliver([(call.rows[name], details[i]) for i, name in others], start, stop)
+                deliver([(out, results[i]) for i, out in others], start, stop)
             return float(total)
 
         return threads.sum_chunks(-(-n // step), run_chunk)

@@ -28,6 +28,7 @@ from .launch import (
     by_elements,
     by_records,
     by_rows,
+    deliver,
     labels_and_ignored,
     row_weights,
     sum_of,
@@ -97,11 +98,10 @@ def family(call: Call, x: Layout) -> str:
 
 def softmax(call: Call) -> Run:
     """Statistics of rows of logits, their CE with labels, and the maps of both."""
-    wanted = next((name for name in ("loss", "lse") if name in call.rows), "loss")
-    return by_records(call, ROW_RESULTS, wanted, softmax_work(call, wanted))
+    return by_records(call, ROW_RESULTS, softmax_work(call))
 
 
-def softmax_work(call: Call, wanted: str) -> RecordWork:
+def softmax_work(call: Call) -> RecordWork:
     dtype = compute_dtype(call)
     x = Layout(call.x)
     in_place = x.geometry[0] == 1 and call.softcap is None
@@ -125,7 +125,7 @@ def softmax_work(call: Call, wanted: str) -> RecordWork:
     chosen = family(call, x)
     kernel: Any = {"lanes": softmax_lanes, "groups": softmax_groups, "rows": softmax_rows}[chosen]
 
-    def work(call: Call, start: int, stop: int, result: Array, details: Array) -> tuple[int, float]:
+    def work(call: Call, start: int, stop: int, results: tuple[Array, ...]) -> tuple[int, float]:
         outputs: list[tuple[int, Any, Any]] = [(kind, *out.operand(call.maps[name])) for name, kind, out in maps]
         x_flat, class_weight = x.flat(call.x), NOTHING if call.class_weight is None else call.class_weight
         labels, ignore = labels_and_ignored(call, start, stop)
@@ -142,8 +142,7 @@ def softmax_work(call: Call, wanted: str) -> RecordWork:
         for kind, out, geometry in outputs or [(0, None, None)]:
             bad, total = kernel(
                 x_flat, x.geometry, start, stop - start, call.k, labels, ignore, weights, class_weight, options,
-                scale, stage, records, ROW_RESULTS.index(wanted), result, details.reshape(-1),
-                call.total, more, kind, out, geometry, streaming, scratch,
+                scale, stage, records, results, call.total, more, kind, out, geometry, streaming, scratch,
             )  # fmt: skip
             if bad >= 0:
                 break
@@ -197,16 +196,18 @@ def score(call: Call) -> Run:
     of_target = cross_entropy_work(call)
     if set(call.rows) <= {"loss"}:
         return by_rows(call, ("loss",), of_target)
-    of_rows = softmax_work(replace(call, y=None, maps={}), "loss")
+    of_rows = softmax_work(replace(call, y=None, maps={}))
 
-    def work(call: Call, start: int, stop: int, result: Array, details: Array) -> tuple[int, float]:
-        of_rows(call, start, stop, np.empty(0, result.dtype), details)  # first: a gradient may overwrite the rows
-        bad = of_target(call, start, stop, details[:1])
-        if result.size:
-            result[...] = details[0]
+    def work(call: Call, start: int, stop: int, results: tuple[Array, ...]) -> tuple[int, float]:
+        loss, *others = results
+        of_rows(call, start, stop, (loss[:0], *others))  # first: a gradient may overwrite the rows
+        exact = np.empty((1, stop - start))
+        bad = of_target(call, start, stop, exact)
+        if loss.size:
+            deliver([(loss, exact[0])], 0, stop - start)
         return bad, 0.0
 
-    return by_records(call, ROW_RESULTS, "loss", work)
+    return by_records(call, ROW_RESULTS, work)
 
 
 def entropy(call: Call) -> Run:

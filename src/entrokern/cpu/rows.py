@@ -19,6 +19,7 @@ from .finish import (
     S,
     finish_group,
     has_weights,
+    put,
     put_weights,
 )
 from .maps import write_map
@@ -56,8 +57,8 @@ def row_gaps(x, start, stride, k, reference, class_weight, cap, stage, slot):
 
 @kernel
 def softmax_rows(
-    x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, stage, records, wanted, result,
-    details, summed, more, kind, out, out_geometry, streaming, work,
+    x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, stage, records, results,
+    summed, more, kind, out, out_geometry, streaming, work,
 ):  # fmt: skip
     """Rows ``first … first + n - 1`` of logits: their results, and one map (``out=None`` for none).
 
@@ -94,13 +95,12 @@ def softmax_rows(
             gaps = row_gaps(x, start, stride, k, m, class_weight, cap, stage, 1 - slot) / k
             records[GAPS * GROUP + r] = gaps
         argmax = 0
-        if details.size or more:
+        if results[ARGMAX].size or more:
             load(x, start + at * stride, stride, min(size, k - at), cap, stage, 1 - slot)
             block = block_of(x, start + at * stride, min(size, k - at), stage, 1 - slot)
             argmax = at + first_position(block, cast(m, scale), like)
-        if details.size:
-            details[ARGMAX * n + i] = argmax
-            details[RANK * n + i] = above
+        put(results[ARGMAX], i, argmax)
+        put(results[RANK], i, above)
         if out is not None:
             weight = weights[i] if weights.size else 1.0
             w_y = class_weight[label] if class_weight.size and label >= 0 else 1.0
@@ -114,7 +114,7 @@ def softmax_rows(
         if r == GROUP - 1 or i + 1 == n:
             total += finish_group(
                 records, 0, x, geometry, first, i - r, r + 1, k, labels, ignore, weights, class_weight, options, scale,
-                stage, wanted, result, details, n, summed,
+                stage, results, summed,
             )  # fmt: skip
         start = next_start
     if out is not None and streaming:
