@@ -99,7 +99,7 @@ def check(machine: str, dtype: str, *calls: str) -> None:
 
 @pytest.mark.parametrize("machine", ["AVX2", "AVX-512"])
 def test_rows_of_logits(machine):
-    check(machine, "float32", "softmax_rows", "softmax_lanes")
+    check(machine, "float32", "softmax_rows", "softmax_groups", "softmax_lanes")
 
 
 @pytest.mark.parametrize("machine", ["SSE2", "AArch64"])
@@ -111,7 +111,7 @@ def test_rows_of_logits_on_narrow_machines(machine):
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("machine", ["AVX2", "AVX-512", "AArch64"])
 def test_rows_of_logits_of_every_dtype(machine, dtype):
-    check(machine, dtype, "softmax_rows", "softmax_lanes")
+    check(machine, dtype, "softmax_rows", "softmax_groups", "softmax_lanes")
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def map_terms(kind, records, at, low, count, labels, options, scale, weighed):
     has instead, and which class that is."""
     v = vector(scale)
     m, sums = load(records, MAX * GROUP + at, v), load(records, S * GROUP + at, v)
-    factor, own, y = v + 1.0, v, v - 1.0
+    factor, own, y = like_vector(1.0, v), like_vector(0.0, v), like_vector(-1.0, v)
     if kind == GRAD:
         factor = like_vector(options[MAP_SCALE] * options[UNIT] * options[INV_TEMPERATURE], v)
         if weighed:

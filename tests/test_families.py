@@ -1,0 +1,94 @@
+"""Rows of every length run in the kernel family that suits them: results do not tell which, nor where a row lies."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+import entrokern as ek
+from entrokern.cpu.quantities import GROUPS_UP_TO, LANES_UP_TO
+from entrokern.cpu.simd import BYTES
+
+DTYPES = (np.float32, np.float64, np.float16)
+
+
+def lanes_of(dtype):
+    return BYTES // max(4, np.dtype(dtype).itemsize)
+
+
+def lengths(dtype):
+    """Around every length at which something changes: vectors, families, blocks."""
+    w = lanes_of(dtype)
+    ends = (2, 3, 4, 5, 8, 9, w, w + 1, LANES_UP_TO * w, LANES_UP_TO * w + 1, 6 * w + 3, 600, GROUPS_UP_TO * w, 2500)
+    return sorted({*ends, GROUPS_UP_TO * w + 1})
+
+
+CASES = [(dtype, k) for dtype in DTYPES for k in lengths(dtype)]
+names = [f"{np.dtype(dtype)}-{k}" for dtype, k in CASES]
+
+
+def rows(dtype, k, n):
+    rng = np.random.default_rng(k)
+    x = (rng.standard_normal((n, k)) * 3).astype(dtype)
+    x[:, 0] = x[:, 1]  # ties, in some rows of the largest
+    return x, rng.integers(0, k, n)
+
+
+@pytest.mark.parametrize(("dtype", "k"), CASES, ids=names)
+def test_loss_gradient_and_details(dtype, k):
+    x, y = rows(dtype, k, 37)
+    with ek.use_backend("reference"):
+        loss, gradient = ek.cross_entropy(x, y, reduction="none", return_grad=True)
+        row = ek.score(x, y, outputs=("argmax", "rank", "entropy", "max_prob"))
+    found, found_gradient = ek.cross_entropy(x, y, reduction="none", return_grad=True)
+    details = ek.score(x, y, outputs=("argmax", "rank", "entropy", "max_prob"))
+    eps = np.finfo(np.float32 if dtype == np.float16 else dtype).eps
+    np.testing.assert_allclose(found, loss, rtol=40 * eps, atol=4 * eps)
+    np.testing.assert_allclose(details.entropy, row.entropy, rtol=40 * eps, atol=4 * eps)
+    np.testing.assert_allclose(details.max_prob, row.max_prob, rtol=40 * eps)
+    np.testing.assert_array_equal(details.argmax, row.argmax)
+    np.testing.assert_array_equal(details.rank, row.rank)
+    tiny = {"rtol": 2e-3, "atol": 1e-7} if dtype == np.float16 else {"rtol": 100 * eps, "atol": eps * 1e-3}
+    np.testing.assert_allclose(found_gradient.astype(float), gradient.astype(float), **tiny)
+
+
+@pytest.mark.parametrize(("dtype", "k"), CASES, ids=names)
+def test_a_bad_row_anywhere_changes_no_other(dtype, k):
+    """Every place in a tile, a group and a vector; the gradient apart, in place, and in rows with gaps."""
+    n = 70
+    x, y = rows(dtype, k, n)
+    clean, clean_gradient = ek.cross_entropy(x, y, reduction="none", return_grad=True)
+    for first, step in ((0, 7), (1, 7), (2, 7), (3, 7), (4, 7), (5, 7), (6, 7), (n - 1, 1)):
+        bad = np.zeros(n, bool)
+        bad[first::step] = True
+        spoilt = x.copy()
+        kinds = itertools.cycle((np.nan, np.inf, -np.inf))
+        for r, value in zip(np.flatnonzero(bad), kinds, strict=False):
+            spoilt[r, slice(None) if value == -np.inf else y[r]] = value
+        loss, gradient = ek.cross_entropy(spoilt, y, reduction="none", return_grad=True)
+        assert np.isnan(loss[bad]).all()
+        assert np.isnan(gradient[bad].astype(float)).all()
+        np.testing.assert_array_equal(loss[~bad], clean[~bad])
+        np.testing.assert_array_equal(gradient[~bad], clean_gradient[~bad])
+        wide = np.zeros((n, k + 3), dtype)
+        ek.cross_entropy(spoilt, y, reduction="none", grad_out=wide[:, :k])
+        np.testing.assert_array_equal(wide[:, :k], gradient)
+        assert not wide[:, k:].any()
+        ek.cross_entropy(spoilt, y, reduction="none", grad_out=spoilt)
+        np.testing.assert_array_equal(spoilt, gradient)
+
+
+@pytest.mark.parametrize("k", [100, 2500])
+def test_weights_and_ignored_rows(k):
+    x, y = rows(np.float32, k, 150)
+    weight, of_class = np.linspace(0, 2, 150), np.linspace(0.5, 1.5, k)
+    y[::5] = -100
+    options = {"sample_weight": weight, "class_weight": of_class, "ignore_index": -100, "reduction": "none"}
+    with ek.use_backend("reference"):
+        loss, gradient = ek.cross_entropy(x, y, return_grad=True, **options)
+    found, found_gradient = ek.cross_entropy(x, y, return_grad=True, **options)
+    np.testing.assert_allclose(found, loss, rtol=1e-5)
+    np.testing.assert_allclose(found_gradient, gradient, rtol=2e-5, atol=1e-9)
+    assert not found_gradient[::5].any()
