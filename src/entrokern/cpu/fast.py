@@ -14,6 +14,7 @@ from .operands import Layout, Operand
 from .soft_targets import soft_target_lanes, soft_target_rows
 from .softmax_pairs import GROUP, KEPT, RECORDS, softmax_kl_lanes, softmax_kl_rows
 from .tables import table_lanes, table_rows
+from .terms import EVEN
 
 LANES_UP_TO = 64  # classes: beyond, a row fills the vectors by itself …
 SOFTMAX_LANES_UP_TO = 256  # … with several sweeps later: each begins and ends at a cost
@@ -57,7 +58,8 @@ def fast_tables(call: Call, x: Layout, y: Source | None = None) -> Fast | None:
     if chosen is None:
         return None
     width = 64 // zero.itemsize
-    w = call.js_weight if call.quantity == "js_divergence" else None
+    w: Any = call.js_weight if call.quantity == "js_divergence" else None
+    w = EVEN if w == 0.5 else w
     k, unit, of_two = call.k, call.unit, y is not None  # what runs later keeps no array of the call
 
     def run(p: Operand, q: Operand, start: int, weights: Array, results: Array) -> Array:

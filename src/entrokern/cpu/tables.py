@@ -3,7 +3,7 @@
 What is finite and ordinary is summed here, in the compute type and without a branch; a row in which
 anything else turns up (a number below 0, NaN, infinity, ``p > 0`` over ``q = 0``) comes out as NaN and is
 done again by the careful kernels of `distributions` and `divergences`. ``y=None`` asks for the entropy
-of `x`, ``w=None`` for KL, else for JS of that weight.
+of `x`, ``w=None`` for KL, else for JS of that weight (`terms.EVEN` for 1/2).
 """
 
 from __future__ import annotations
