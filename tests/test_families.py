@@ -43,13 +43,17 @@ def test_loss_gradient_and_details(dtype, k):
         loss, gradient = ek.cross_entropy(x, y, reduction="none", return_grad=True)
         row = ek.score(x, y, outputs=("argmax", "rank", "entropy", "max_prob"))
     found, found_gradient = ek.cross_entropy(x, y, reduction="none", return_grad=True)
-    details = ek.score(x, y, outputs=("argmax", "rank", "entropy", "max_prob"))
+    details = ek.score(x, y, outputs=("argmax", "rank", "entropy", "max_prob", "grad"))
     eps = np.finfo(np.float32 if dtype == np.float16 else dtype).eps
     np.testing.assert_allclose(found, loss, rtol=40 * eps, atol=4 * eps)
     np.testing.assert_allclose(details.entropy, row.entropy, rtol=40 * eps, atol=4 * eps)
     np.testing.assert_allclose(details.max_prob, row.max_prob, rtol=40 * eps)
     np.testing.assert_array_equal(details.argmax, row.argmax)
     np.testing.assert_array_equal(details.rank, row.rank)
+    np.testing.assert_array_equal(details.grad, found_gradient)
+    strided = np.zeros((k, 37), dtype).T
+    ek.cross_entropy(x, y, reduction="none", grad_out=strided)
+    np.testing.assert_array_equal(strided, found_gradient)
     tiny = {"rtol": 2e-3, "atol": 1e-7} if dtype == np.float16 else {"rtol": 100 * eps, "atol": eps * 1e-3}
     np.testing.assert_allclose(found_gradient.astype(float), gradient.astype(float), **tiny)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .blocks import load_one, row_start, view
+from .blocks import CLASS_STRIDE, load_one, row_start, view
 from .compile import inline, kernel
 from .finish import (
     ARGMAX,
@@ -32,7 +32,7 @@ from .finish import (
 )
 from .lanes import CHECKED, in_one_line, row_step
 from .map_terms import map_terms, special, special_row
-from .maps import GRAD, LOG_SOFTMAX, shifted
+from .maps import GRAD, LOG_SOFTMAX, shifted, write_block
 from .math import cast, log1p_positive, lowered
 from .memory import copy_out, fence, load, load_first, prefetch_to_write, store, store_next, vector, width
 from .rows import first_bad_label
@@ -144,7 +144,10 @@ def softmax_groups(
             y_logit = load_one(row, label, 0.0, tiles) if label >= 0 else cast(np.inf, scale)
             records[Y_LOGIT * GROUP + at + r] = y_logit
             if more:
-                part, ties, spread, above, top = block_statistics(row, m, scale, y_logit, coming)
+                if out is None:
+                    part, ties, spread, above, top = block_statistics(row, m, scale, y_logit, coming, None, 0)
+                else:
+                    part, ties, spread, above, top = block_statistics(row, m, scale, y_logit, coming, kept, r * pitch)
                 store(spreads, r * w, spread)
                 if results[ARGMAX].size:
                     store(firsts, r * w, first_positions(row, m, v))
@@ -184,7 +187,8 @@ def softmax_groups(
                 waiting, place = count * k, start
             else:
                 for r in range(count):
-                    copy_out(view(line, r * k, k), k, out, row_start(out_geometry, first + low + r), v, False)
+                    row_out, stride = row_start(out_geometry, first + low + r), out_geometry[CLASS_STRIDE]
+                    write_block(view(line, r * k, k), k, out, row_out, stride, False)
     if out is not None:
         copy_out(last_line, waiting, out, place, v, streaming)
         if streaming:

@@ -88,14 +88,14 @@ def block_sum(block, m, scale, coming, kept, at):
 
 @inline
 def more_of(x, m, scale, total, spread):
-    """Add a vector of logits to the sums of a block; which of them are below `m` (or NaN)."""
+    """Add a vector of logits to the sums of a block; which of them are below `m` (or NaN), and their `raised_exp2`."""
     t = clipped((x - m) * scale)
     e, below = raised_exp2(t), x != m
-    return where(below, total + e, total), spread + e * t, below
+    return where(below, total + e, total), spread + e * t, below, e
 
 
 @inline
-def block_statistics(block, m, scale, y_logit, coming):
+def block_statistics(block, m, scale, y_logit, coming, kept, at):
     """What `block_sum` tells, with ``Σ e^(z-m)·log2 e^(z-m)`` (a vector) and the number of logits above `y_logit`."""
     v = vector(scale)
     m, lowest, zero = like_vector(m, v), like_vector(-np.inf, v), like_vector(0.0, v)
@@ -107,17 +107,22 @@ def block_statistics(block, m, scale, y_logit, coming):
         prefetch(coming, i + AHEAD)
         prefetch(coming, i + w + AHEAD)
         a, b = load(block, i, v), load(block, i + w, v)
-        sum_a, spread_a, below_a = more_of(a, m, scale, sum_a, spread_a)
-        sum_b, spread_b, below_b = more_of(b, m, scale, sum_b, spread_b)
+        sum_a, spread_a, below_a, e_a = more_of(a, m, scale, sum_a, spread_a)
+        sum_b, spread_b, below_b, e_b = more_of(b, m, scale, sum_b, spread_b)
         below += lanes_set(below_a) + lanes_set(below_b)
         above += lanes_set(a > y_logit) + lanes_set(b > y_logit)
+        if kept is not None:
+            store(kept, at + i, e_a)
+            store(kept, at + i + w, e_b)
         i += 2 * w
     while i < n:
         top_a = larger(load_first(coming, i, coming.size - i, lowest), top_a)
         a = load_first(block, i, n - i, lowest)
-        sum_a, spread_a, below_a = more_of(a, m, scale, sum_a, spread_a)
+        sum_a, spread_a, below_a, e_a = more_of(a, m, scale, sum_a, spread_a)
         below += lanes_set(below_a)
         above += lanes_set(a > y_logit)
+        if kept is not None:
+            store(kept, at + i, e_a)
         i += w
     while i < coming.size:
         top_a = larger(load_first(coming, i, coming.size - i, lowest), top_a)
@@ -170,7 +175,7 @@ def block_record(block, m, scale, coming, more, holds_max, y_logit):
     """``S`` (all of ``Σ e^(z-m)`` unless the block holds the maximum), `spread`, `above`, the maximum ahead."""
     spread, above = 0.0, 0
     if more:
-        total, ties, spreads, above, ahead = block_statistics(block, m, scale, y_logit, coming)
+        total, ties, spreads, above, ahead = block_statistics(block, m, scale, y_logit, coming, None, 0)
         spread = lanes_sum(spreads)
     else:
         total, ties, ahead = block_sum(block, m, scale, coming, None, 0)
