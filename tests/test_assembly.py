@@ -44,7 +44,7 @@ CAREFUL = {
 }  # fmt: skip
 UNVECTORISED = {"kl_estimate_rows"}  # but with AVX-512: elsewhere its exponential is a call
 
-# What only special rows and those with a softcap run, one element at a time: kernel → functions called and scalar loops.
+# What only special rows and softcaps run, one element at a time: kernel → functions called and scalar loops.
 SOFTCAP: dict[str, tuple[set[str], int]] = {
     "softmax_rows": ({"ldexp", "rint", "tanh"}, 1),
     "softmax_groups": ({"memset", "tanh"}, 3),
