@@ -1,6 +1,6 @@
-"""Kernel family *binary*: binary cross-entropy of logits, its gradient and Hessian, in one sweep of vectors.
+"""Kernel family *binary*: binary cross-entropy of logits or probabilities and its slopes, in one sweep of vectors.
 
-All of it comes from ``e = e^-|x|``: ``softplus(±x) = log1p(e) + max(±x, 0)``, and the sigmoids of x and
+Of logits all comes from ``e = e^-|x|``: ``softplus(±x) = log1p(e) + max(±x, 0)``, and the sigmoids of x and
 -x are 1 and e over ``1 + e``.
 """
 
@@ -12,7 +12,7 @@ from numba.extending import overload
 
 from .blocks import CLASS_STRIDE, row_start, store_constant
 from .compile import inline, kernel
-from .math import HALF_TANH, exp_minus_magnitude, log1p_unit, polynomial
+from .math import HALF_TANH, any_log, exp_minus_magnitude, log1m, log1p_unit, polynomial
 from .memory import BFLOAT16, FLOAT16, first_mask, load, load_first, store, store_first, vector, width
 from .runs import (
     RUN,
@@ -30,6 +30,8 @@ from .simd import Value, any_lane, emitted, lanes_sum, like_vector, lower_half, 
 # Scalar options, in one float64 array. The weight of the positive part is ``pos·(keep·t + rest)``, that of
 # the negative one ``keep·(1 - t) + rest``: ``1 - ε`` and ``ε/2``, both times the unit of the base.
 KEEP, REST, POS_WEIGHT, MAP_SCALE, IGNORED = range(5)
+
+LOGITS, PROBABILITIES = None, True  # what x holds, to the kernels: two types, so that each has code of its own
 
 SHORT = 256  # classes: up to here rows are computed as one run, and summed one row per lane
 
@@ -77,6 +79,24 @@ def curvature(e: Value, a: Value, b: Value) -> Value:
     return (a + b) * (e * r) * r
 
 
+def times(weight: Value, value: Value) -> Value:
+    """`_formulas.times` for vectors: a weight of 0 gives 0, also times infinity; NaN stays."""
+    return select((weight == 0.0) & (value == value), weight, weight * value)
+
+
+@emitted
+def surprise_of_probability(p: Value, a: Value, b: Value) -> Value:
+    """``-a·log p - b·log(1 - p)``; NaN outside of 0 … 1."""
+    return times(a, -any_log(p)) + times(b, -log1m(p))
+
+
+@emitted
+def slope_of_probability(p: Value, a: Value, b: Value) -> Value:
+    """``b/(1-p) - a/p``; NaN outside of 0 … 1."""
+    value = times(b, 1.0 / (1.0 - p)) - times(a, 1.0 / p)
+    return select((p >= 0.0) & (p <= 1.0), value, p.constant(float("nan")))
+
+
 @emitted
 def doubles(v: Value) -> Value:
     return v.converted(types.float64)
@@ -103,20 +123,24 @@ def _are_whole(t):
 
 
 @inline
-def step(x, t, pos, weight, options, loss, grad, hess, i, count, zero):
+def step(form, x, t, pos, weight, options, loss, grad, hess, i, count, zero):
     """One vector of elements: their values, and something other than 0 for a target that is none."""
     keep, rest, pos_weight, map_scale, ignored = options
     one = like_vector(1.0, zero)
-    logit, target = read(x, i, count, zero), read(t, i, count, zero)
+    given, target = read(x, i, count, zero), read(t, i, count, zero)
     of_class = read(pos, i, count, doubles(one))
     a = (target * (keep * pos_weight) + rest * pos_weight) * as_type_of(of_class, zero)
     b = (1.0 - target) * keep + rest  # smoothed on its own: of 1 - a a small ε would be lost
-    e = exp_minus_magnitude(logit)
-    value = surprise(logit, e, a, b)
-    if are_whole(t):
-        descent = slope(logit, e, a, b)
+    if form is None:
+        e = exp_minus_magnitude(given)
+        value, bend = surprise(given, e, a, b), curvature(e, a, b)
+        if are_whole(t):
+            descent = slope(given, e, a, b)
+        else:
+            descent = slope_between(given, e, a, b, weights_gap(target, of_class * pos_weight, keep, rest))
     else:
-        descent = slope_between(logit, e, a, b, weights_gap(target, of_class * pos_weight, keep, rest))
+        value, bend = surprise_of_probability(given, a, b), zero
+        descent = slope_of_probability(given, a, b)
     counts = target != ignored
     if count is not None:
         counts = counts & first_mask(count, zero)
@@ -128,12 +152,12 @@ def step(x, t, pos, weight, options, loss, grad, hess, i, count, zero):
     value = where(counts, value, zero)
     write(loss, i, count, value)
     write(grad, i, count, where(counts, descent * map_factor, zero))
-    write(hess, i, count, where(counts, curvature(e, a, b) * map_factor, zero))
+    write(hess, i, count, where(counts, bend * map_factor, zero))
     return value, wrong
 
 
 @inline
-def run(x, t, pos, weight, options, loss, grad, hess, n, zero):
+def run(form, x, t, pos, weight, options, loss, grad, hess, n, zero):
     """BCE of `n` elements: their sum, and something other than 0 for a target that is none."""
     lanes = width(zero)
     low = high = lower_half(zero)
@@ -141,12 +165,12 @@ def run(x, t, pos, weight, options, loss, grad, hess, n, zero):
     fours = n - n % (4 * lanes)
     for i in range(0, fours, 4 * lanes):
         # Four registers at once: their latencies overlap, and only their sum has to become float64.
-        values, w = step(x, t, pos, weight, options, loss, grad, hess, i, None, fourfold(zero))
+        values, w = step(form, x, t, pos, weight, options, loss, grad, hess, i, None, fourfold(zero))
         values, wrong = quarters(values), wrong + quarters(w)
         low, high = low + lower_half(values), high + upper_half(values)
     rest = zero
     for i in range(fours, n, lanes):
-        values, w = step(x, t, pos, weight, options, loss, grad, hess, i, n - i, zero)
+        values, w = step(form, x, t, pos, weight, options, loss, grad, hess, i, n - i, zero)
         rest, wrong = rest + values, wrong + w
     return lanes_sum(low + high) + lanes_sum(rest), lanes_sum(wrong)
 
@@ -191,7 +215,7 @@ def set_row(operand, row, k, value):
 
 
 @kernel
-def binary_logits(x, t, pos, weight, loss, grad, hess, first, n, k, group, summed, options, zero, results):
+def binary_in_line(form, x, t, pos, weight, loss, grad, hess, first, n, k, group, summed, options, zero, results):
     """BCE of the elements of rows, `group` rows at once: their sums into `results`.
 
     `summed` says that the rows are summed to one loss each, not elements that happen to lie in rows.
@@ -204,7 +228,7 @@ def binary_logits(x, t, pos, weight, loss, grad, hess, first, n, k, group, summe
         for at in range(0, k, RUN):
             m = min(RUN, k - at)
             part, wrong = run(
-                gathered(x, row, rows, at, m), gathered(t, row, rows, at, m),
+                form, gathered(x, row, rows, at, m), gathered(t, row, rows, at, m),
                 gathered(pos, row, rows, at, m), gathered(weight, row, rows, at, m), o,
                 placed(loss, row, rows, at, m), placed(grad, row, rows, at, m), placed(hess, row, rows, at, m),
                 rows * m, v,
@@ -223,14 +247,14 @@ def binary_logits(x, t, pos, weight, loss, grad, hess, first, n, k, group, summe
 
 
 @kernel
-def binary_short_rows(x, t, pos, weight, grad, hess, first, n, k, options, zero, values, tile, results):
-    """`binary_logits` of rows of few classes: as many rows as make a run at once, then their sums by lanes."""
+def binary_short_rows(form, x, t, pos, weight, grad, hess, first, n, k, options, zero, values, tile, results):
+    """`binary_in_line` of rows of few classes: as many rows as make a run at once, then their sums by lanes."""
     o = (options[KEEP], options[REST], options[POS_WEIGHT], options[MAP_SCALE], options[IGNORED])
     v = vector(zero)
     for i in range(0, n, RUN // k):
         row, rows = first + i, min(RUN // k, n - i)
         _, wrong = run(
-            gathered(x, row, rows, 0, k), gathered(t, row, rows, 0, k),
+            form, gathered(x, row, rows, 0, k), gathered(t, row, rows, 0, k),
             gathered(pos, row, rows, 0, k), gathered(weight, row, rows, 0, k), o,
             (values, 0), placed(grad, row, rows, 0, k), placed(hess, row, rows, 0, k), rows * k, v,
         )  # fmt: skip

@@ -300,6 +300,16 @@ def log1p_positive(x: Value) -> Value:
     return log_normal(u) + (x - (u - 1.0)) / u
 
 
+@emitted
+def log1m(x: Value) -> Value:
+    """``log(1 - x)`` for x from 0 to 1, -inf at 1; NaN for any other."""
+    u = 1.0 - x
+    lost = (x + (u - 1.0)) / u
+    result = log_normal(u) - lost
+    result = select(u == 0.0, x.constant(-np.inf), result)
+    return select((x >= 0.0) & (u >= 0.0), result, x.constant(np.nan))
+
+
 # --- what binary cross-entropy needs ----------------------------------------------------------------
 
 # (log(1 + e) - e) / e² for e from 0 to 1: the first term is added exactly, and nothing is divided. In float64

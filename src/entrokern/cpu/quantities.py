@@ -257,7 +257,7 @@ def divergence(call: Call) -> Run:
 def binary_cross_entropy(call: Call) -> Run:
     if call.elementwise:
         return binary_elements
-    run = binary_of_logits(call) if call.form == "logits" else binary_of_probabilities(call)
+    run = binary_of_log_probs(call) if call.form == "log_probs" else binary_in_vectors(call)
 
     def work(call: Call, start: int, stop: int, results: Array) -> int:
         arrays = binary_arrays(call)
@@ -281,7 +281,7 @@ def binary_arrays(call: Call) -> Arrays:
 
 
 def binary_elements(call: Call) -> float:
-    run = binary_of_logits(call) if call.form == "logits" else binary_of_probabilities(call)
+    run = binary_of_log_probs(call) if call.form == "log_probs" else binary_in_vectors(call)
 
     def work(arrays: dict[str, Any], first: int, n: int) -> float:
         results = np.zeros((1, n))
@@ -295,7 +295,7 @@ def binary_elements(call: Call) -> float:
 Binary = Callable[[dict[str, Any], int, int, Array], int]  # (arrays, first row, rows, results) → first bad target or -1
 
 
-def binary_of_logits(call: Call) -> Binary:
+def binary_in_vectors(call: Call) -> Binary:
     assert call.y is not None
     whole = call.y.dtype.kind in "biu"
     smoothed = call.label_smoothing != 0.0
@@ -309,6 +309,7 @@ def binary_of_logits(call: Call) -> Binary:
     if call.pos_weight is not None and not any(call.pos_weight.strides):
         one_for_all, pos_weight = True, float(call.pos_weight.flat[0])
     options = np.array([keep, rest, pos_weight, call.map_scale, ignored])
+    form = binary.LOGITS if call.form == "logits" else binary.PROBABILITIES
     elementwise = call.elementwise  # what runs later keeps no array of the call
 
     def run(arrays: dict[str, Any], first: int, n: int, results: Array) -> int:
@@ -324,17 +325,21 @@ def binary_of_logits(call: Call) -> Binary:
         zero = dtype.type(0)
         if not elementwise and k <= binary.SHORT:
             values, tile = np.empty(2 * RUN, dtype), np.empty(RUN, dtype)
-            return int(binary.binary_short_rows(*inputs, *outputs, first, n, k, options, zero, values, tile, results))
+            return int(
+                binary.binary_short_rows(form, *inputs, *outputs, first, n, k, options, zero, values, tile, results)
+            )
         group = max(1, RUN // k) if elementwise else 1
         loss = with_spare(optional(arrays["loss"]))
         return int(
-            binary.binary_logits(*inputs, loss, *outputs, first, n, k, group, not elementwise, options, zero, results)
+            binary.binary_in_line(
+                form, *inputs, loss, *outputs, first, n, k, group, not elementwise, options, zero, results
+            )
         )
 
     return run
 
 
-def binary_of_probabilities(call: Call) -> Binary:
+def binary_of_log_probs(call: Call) -> Binary:
     assert call.y is not None
     ignore = np.array([] if call.ignore_index is None else [call.ignore_index], np.float64)
     whole_numbers, form, summed = call.y.dtype.kind in "iu", FORM_CODES[call.form], not call.elementwise
