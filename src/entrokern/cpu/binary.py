@@ -98,6 +98,23 @@ def slope_of_probability(p: Value, a: Value, b: Value) -> Value:
 
 
 @emitted
+def excess(p: Value, t: Value, pos: Value, keep: Value, rest: Value) -> Value:
+    """``p·(a + b) - a``, in float64: 0 at the best p, and small near it."""
+    wide = t.converted(types.float64)
+    a = pos * (wide * keep + rest)
+    return (p.converted(types.float64) * (a + ((1.0 - wide) * keep + rest)) - a).converted(t.dtype)
+
+
+@emitted
+def slope_of_probability_between(p: Value, a: Value, b: Value, excess: Value) -> Value:
+    """`slope_of_probability` for targets between 0 and 1, where its two terms nearly cancel: ``excess / (p·(1-p))``."""
+    if p.dtype == types.float64:
+        return slope_of_probability(p, a, b)
+    either = (a == 0.0) | (b == 0.0) | (p < 0.0) | (p > 1.0)
+    return select(either, slope_of_probability(p, a, b), excess / (p * (1.0 - p)))
+
+
+@emitted
 def doubles(v: Value) -> Value:
     return v.converted(types.float64)
 
@@ -140,7 +157,11 @@ def step(form, x, t, pos, weight, options, loss, grad, hess, i, count, zero):
             descent = slope_between(given, e, a, b, weights_gap(target, of_class * pos_weight, keep, rest))
     else:
         value, bend = surprise_of_probability(given, a, b), zero
-        descent = slope_of_probability(given, a, b)
+        if are_whole(t):
+            descent = slope_of_probability(given, a, b)
+        else:
+            over = excess(given, target, of_class * pos_weight, keep, rest)
+            descent = slope_of_probability_between(given, a, b, over)
     counts = target != ignored
     if count is not None:
         counts = counts & first_mask(count, zero)

@@ -1,4 +1,4 @@
-"""Kernel family *elements*: information and KL estimates, and binary cross-entropy of given probabilities."""
+"""Kernel family *elements*: information and KL estimates, and binary cross-entropy of log-probabilities."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from .. import _formulas
 from .blocks import BLOCK, CLASS_STRIDE, load, row_start, slot_of, store, store_constant
 from .compile import inline, kernel
-from .distributions import LOG_PROBS, block_total
+from .distributions import block_total
 from .math import any_log, exp, log, log1p, signed_exp
 from .memory import vector, width
 from .runs import RUN, fourfold, gathered, placed, quarters, read, scattered, write
@@ -26,44 +26,33 @@ def log1mexp(x):
 
 
 @inline
-def binary_parts(n, form, stage):
+def binary_parts(n, stage):
     """The two surprises of a block: ``-log p`` into E and ``-log(1-p)`` into LOG1P."""
     x, e, l = slot_of(stage, X, n), slot_of(stage, E, n), slot_of(stage, LOG1P, n)  # noqa: E741
-    if form == LOG_PROBS:
-        for i in range(n):
-            e[i] = -x[i]
-            l[i] = -log1mexp(x[i])
-    else:
-        for i in range(n):
-            e[i] = 0.0 - log(x[i])
-            l[i] = 0.0 - log1p(-x[i]) if x[i] >= 0.0 else np.nan
+    for i in range(n):
+        e[i] = -x[i]
+        l[i] = -log1mexp(x[i])
 
 
 @inline
-def binary_slopes(n, form, unit, stage):
+def binary_slopes(n, unit, stage):
     """Gradient of the unweighted block."""
     x, positive, negative = slot_of(stage, X, n), slot_of(stage, POS, n), slot_of(stage, T, n)
     grad = slot_of(stage, GRAD, n)
-    if form == LOG_PROBS:
-        for i in range(n):
-            d = -x[i]
-            # 1 / (e^d - 1), from the series of e^d - 1 where d is small.
-            growth = d * (1.0 + d * _formulas.expm1_tail(-d)) if d < 1.0 else exp(d) - 1.0
-            grad[i] = unit * (_formulas.times(negative[i], 1.0 / growth) - positive[i])
-    else:
-        for i in range(n):
-            b = _formulas.times(negative[i], 1.0 / (1.0 - x[i]))
-            grad[i] = unit * (b - _formulas.times(positive[i], 1.0 / x[i]))
-            grad[i] = grad[i] if x[i] >= 0.0 else np.nan
+    for i in range(n):
+        d = -x[i]
+        # 1 / (e^d - 1), from the series of e^d - 1 where d is small.
+        growth = d * (1.0 + d * _formulas.expm1_tail(-d)) if d < 1.0 else exp(d) - 1.0
+        grad[i] = unit * (_formulas.times(negative[i], 1.0 / growth) - positive[i])
 
 
 @kernel
 def binary_rows(
     x, x_geometry, t, t_geometry, pos, pos_geometry, weight, weight_geometry, first, n, size, whole_numbers,
-    summed, form, smoothing, ignore, unit, map_scale, stage, results, loss, loss_geometry,
+    summed, smoothing, ignore, unit, map_scale, stage, results, loss, loss_geometry,
     grad, grad_geometry,
 ):  # fmt: skip
-    """BCE of rows of `size` elements: elements into `loss`, weighted row sums into `results`.
+    """BCE of rows of `size` log-probabilities: elements into `loss`, weighted row sums into `results`.
 
     `summed` says that the rows are summed to one loss each, not elements that happen to lie in rows.
 
@@ -110,7 +99,7 @@ def binary_rows(
                 pos_weights[c] *= (1.0 - smoothing) * t_c + 0.5 * smoothing
                 targets[c] = (1.0 - smoothing) * (1.0 - t_c) + 0.5 * smoothing
             kept_any |= kept > 0
-            binary_parts(m, form, stage)
+            binary_parts(m, stage)
             surprise, other = slot_of(stage, E, m), slot_of(stage, LOG1P, m)
             for c in range(m):
                 value = _formulas.times(pos_weights[c], surprise[c]) + _formulas.times(targets[c], other[c])
@@ -121,7 +110,7 @@ def binary_rows(
                 s = loss_geometry[CLASS_STRIDE]
                 store(values, loss, row_start(loss_geometry, first + i) + b * s, s)
             if grad is not None:
-                binary_slopes(m, form, unit * map_scale, stage)
+                binary_slopes(m, unit * map_scale, stage)
                 slopes = slot_of(stage, GRAD, m)
                 for c in range(m):
                     slopes[c] = 0.0 if weights[c] == 0.0 else weights[c] * slopes[c]

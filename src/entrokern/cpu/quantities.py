@@ -342,7 +342,7 @@ def binary_in_vectors(call: Call) -> Binary:
 def binary_of_log_probs(call: Call) -> Binary:
     assert call.y is not None
     ignore = np.array([] if call.ignore_index is None else [call.ignore_index], np.float64)
-    whole_numbers, form, summed = call.y.dtype.kind in "iu", FORM_CODES[call.form], not call.elementwise
+    whole_numbers, summed = call.y.dtype.kind in "iu", not call.elementwise
     smoothing, unit, map_scale = call.label_smoothing, call.unit, call.map_scale
 
     def run(arrays: dict[str, Any], first: int, n: int, results: Array) -> int:
@@ -355,7 +355,7 @@ def binary_of_log_probs(call: Call) -> Binary:
             elements.binary_rows(
                 *source("x", (x_dtype,)), *source("t", (x_dtype, np.uint8, np.float64)),
                 *source("pos", (np.float64,)), *source("weight", (np.float64,)), first, n, arrays["x"].shape[-1],
-                whole_numbers, summed, form, smoothing, ignore, unit, map_scale, np.empty(elements.SLOTS * BLOCK),
+                whole_numbers, summed, smoothing, ignore, unit, map_scale, np.empty(elements.SLOTS * BLOCK),
                 results,
                 *optional(arrays["loss"]), *optional(arrays["grad"]),
             )
