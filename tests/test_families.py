@@ -96,3 +96,22 @@ def test_weights_and_ignored_rows(k):
     np.testing.assert_allclose(found, loss, rtol=1e-5)
     np.testing.assert_allclose(found_gradient, gradient, rtol=2e-5, atol=1e-9)
     assert not found_gradient[::5].any()
+
+
+@pytest.mark.parametrize("k", [1024, 1025, 1500, 2049])
+def test_rows_of_logits_in_blocks(k):
+    """The careful kernels take a row's normaliser block by block as the fast ones do."""
+    x, y = rows(np.float32, k, 5)
+    other = np.roll(x, 1, 0).copy()
+    labels = {"label_smoothing": 0.1, "return_grad": True, "reduction": "none"}
+    for function, args, options in (
+        (ek.kl_divergence, (x, other), {"p_form": "logits", "q_form": "logits", "return_grad": "both"}),
+        (ek.js_divergence, (x, other), {"p_form": "logits", "q_form": "logits", "return_grad": "both"}),
+        (ek.entropy, (x,), {"form": "logits", "return_grad": True}),
+        (ek.cross_entropy, (x, y), labels),
+        (ek.cross_entropy, (x, y), labels | {"softcap": 5.0}),
+    ):
+        with ek.use_backend("reference"):
+            wanted = function(*args, **{"reduction": "none"} | options)
+        for got, want in zip(function(*args, **{"reduction": "none"} | options), wanted, strict=True):
+            np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-8)

@@ -26,7 +26,7 @@ from .finish import scan
 from .math import LOG2E, exp, log, log1p
 from .memory import vector
 from .rows import first_bad_label
-from .statistics import block_max, class_of, first_position, row_record
+from .statistics import class_of, first_block, first_position, row_record
 
 LOGITS, LOG_PROBS, PROBS = range(3)
 FORM_CODES = {"logits": LOGITS, "log_probs": LOG_PROBS, "probs": PROBS}
@@ -43,9 +43,7 @@ def normaliser(x, start, stride, k, form, scale, cap, stage):
     """
     if form != LOGITS:
         return 0.0, 0.0, 0.0
-    n = min(BLOCK, k)
-    load(x, start, stride, n, cap, stage, 0)
-    ahead = block_max(slot_of(stage, 0, n), vector(1.0))
+    ahead = first_block(x, start, stride, k, cap, stage, 0, vector(1.0))
     m, S, _, _, _, _, _ = row_record(x, start, stride, k, start, ahead, 0, scale, cap, stage, False, np.inf)
     return (m, log1p(S), S) if -np.inf < m < np.inf else (m, np.nan, np.nan)
 

@@ -38,12 +38,17 @@ def chunk_rows(n: int, k: int, most: int = CHUNK_RECORDS) -> int:
     return max(1, min(most, chunk_elements(n * k) // k))
 
 
+def _is_half_float(dtype: np.dtype[Any]) -> bool:
+    """Whether a kernel can widen it on the way, which all can."""
+    return dtype.itemsize == 2 and dtype.kind not in "biu"
+
+
 class Source:
-    """An input of a kernel: in place where a kernel is compiled for its dtype, else converted by chunks."""
+    """An input of a kernel: in place where one is compiled for its dtype (of 16 bits, always), else converted."""
 
     def __init__(self, view: Array | None, dtypes: tuple[Any, ...]) -> None:
         self._bools = view is not None and view.dtype == np.bool_ and np.uint8 in dtypes
-        in_place = view is not None and (self._bools or view.dtype in dtypes)
+        in_place = view is not None and (self._bools or view.dtype in dtypes or _is_half_float(view.dtype))
         self._layout = Layout(self._plain(view)) if in_place else None
         self._shape = () if view is None else view.shape
 

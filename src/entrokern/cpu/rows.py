@@ -26,7 +26,7 @@ from .maps import write_map
 from .math import cast
 from .memory import fence, load_next, vector, width
 from .simd import any_lane, like_vector
-from .statistics import block_gaps, block_max, block_size, class_of, first_position, row_record
+from .statistics import block_gaps, block_size, class_of, first_block, first_position, row_record
 
 
 @inline
@@ -71,8 +71,7 @@ def softmax_rows(
     slot, total = 0, 0.0
     start = row_start(geometry, first)
     size = block_size(k)
-    load(x, start, stride, min(size, k), cap, stage, slot)
-    ahead = block_max(block_of(x, start, min(size, k), stage, slot), like)
+    ahead = first_block(x, start, stride, k, cap, stage, slot, like)
     for i in range(n):
         next_start = row_start(geometry, first + i + 1) if i + 1 < n else start
         label = class_of(labels[i], ignore) if labels.size else -1

@@ -183,10 +183,18 @@ def block_record(block, m, scale, coming, more, holds_max, y_logit):
 
 
 @inline
+def first_block(x, start, stride, k, cap, stage, slot, like):
+    """Bring the first block of a row into `slot`; its maximum."""
+    n = min(block_size(k), k)
+    fetch(x, start, stride, n, cap, stage, slot)
+    return block_max(block_of(x, start, n, stage, slot), like)
+
+
+@inline
 def row_record(x, start, stride, k, next_start, ahead, slot, scale, cap, stage, more, y_logit):
     """The record of the row at `start`.
 
-    `ahead` is the maximum of its first block, which `load` put into `slot`; returned with the record
+    `ahead` is what `first_block` says of it, or the record of the row before: returned with the record
     is the same for the row at `next_start`. `more` asks for `spread` and `above`.
     """
     wide, size = np.float64(scale), block_size(k)
