@@ -86,9 +86,8 @@ def check(
         assert array.shape == result.value.shape, place
         if name in INDICES:
             value = result.value if like is None else like[name]
-            if "softcap" in where and name == "rank":
-                continue  # near the cap logits differ in their last digits only, and those by whose tanh it is
-            np.testing.assert_array_equal(array, value.astype(np.int64), err_msg=place)
+            off = abs(array - value.astype(np.int64))
+            assert (off <= result.scale).all(), f"{place}: {array}, wanted {value}, give or take {result.scale}"
             continue
         allowed = bound(result, dtype, expected)
         if like is not None:

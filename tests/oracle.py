@@ -116,8 +116,11 @@ def score(F: Field, x: Array, target: Array | None, o: dict[str, Any]) -> Result
         value = np.take_along_axis(s.u, y, axis=-1)[..., 0]
         scale = (abs(np.take_along_axis(s.u, y, axis=-1)) + s.rounding(hot))[..., 0]
         results["log_prob"] = Result(np.where(kept, value, np.nan), scale)
-        rank = (z > np.take_along_axis(z, y, axis=-1)).sum(axis=-1)
-        results["rank"] = Result(np.where(kept, rank, -1), 0 * rank)
+        own = np.take_along_axis(z, y, axis=-1)
+        rank = (z > own).sum(axis=-1)
+        # Under a softcap, logits as good as equal to the label's stand above or below it by whose tanh it is.
+        unsure = (abs(z - own) <= 2.0**-50 * abs(own)).sum(axis=-1) - 1 if o.get("softcap") else 0 * rank
+        results["rank"] = Result(np.where(kept, rank, -1), np.where(kept, unsure, 0))
     return results
 
 

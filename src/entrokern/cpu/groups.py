@@ -135,10 +135,8 @@ def softmax_groups(
                 return low + bad, 0.0
         store(records, MAX * GROUP + at, rows_max(tops, v))
         for r in range(w):
-            row, coming = (
-                view(x, start_of(geometry, first, low + r, n), k),
-                view(x, start_of(geometry, first, low + w + r, n), k),
-            )
+            row = view(x, start_of(geometry, first, low + r, n), k)
+            coming = view(x, start_of(geometry, first, low + w + r, n), k)
             m = records[MAX * GROUP + at + r]
             label = class_of(labels[low + r], ignore) if labels.size and r < count else -1
             y_logit = load_one(row, label, 0.0, tiles) if label >= 0 else cast(np.inf, scale)

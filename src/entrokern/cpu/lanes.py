@@ -281,7 +281,7 @@ def tile_softmax(tile, at, k, scale, m, factor, y, own):
 
 @inline
 def write_tile(
-    kind, tile, x, geometry, first, low, count, k, labels, ignore, weights, records, at, options, scale,
+    kind, tile, x, geometry, first, low, count, k, labels, records, at, options, scale,
     weighed, out, out_geometry, line,
 ):  # fmt: skip
     """Turn a tile of logits into the map `kind` and write it to `out`."""
@@ -369,7 +369,7 @@ def softmax_lanes(
             )  # fmt: skip
         if out is not None:
             write_tile(
-                kind, tile, x, geometry, first, low, count, k, labels, ignore, weights, records, at, options, scale,
+                kind, tile, x, geometry, first, low, count, k, labels, records, at, options, scale,
                 weighed, out, out_geometry, line,
             )  # fmt: skip
             if in_one_line(out_geometry, row_step(out_geometry, first + low, count), k):

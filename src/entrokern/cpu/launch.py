@@ -25,7 +25,7 @@ ElementWork = Callable[[dict[str, Any], int, int], float]
 
 # The cut into chunks depends on the shape alone, so that no result depends on the number of threads.
 SMALLEST, LARGEST = 1 << 18, 1 << 21  # elements of a chunk: worth a thread's while; no more than a few MB
-CHUNK_ROWS, CHUNK_RECORDS = 1 << 18, 1 << 15  # without and with several float64 results kept for each row
+CHUNK_ROWS, CHUNK_RECORDS = 1 << 18, 1 << 15  # rows whose results are written in place, and through float64
 
 UINT64 = np.dtype(np.uint64)
 

@@ -7,6 +7,8 @@ the way into registers like anything else.
 
 from __future__ import annotations
 
+import operator
+
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
@@ -16,6 +18,7 @@ from .compile import EXACT, inline
 from .memory import element_pointer as vector_pointer
 from .memory import first_lanes, masked_load, masked_store, narrowed, widened
 from .simd import Value, Vector, emitted, llvm_type
+from .transpose import reduced
 
 RUN = 1024  # elements of a block at most
 
@@ -123,16 +126,7 @@ def sums_by_lane(typing, rows, at, stride, n, zero):
             pointer = vector_pointer(context, builder, kind, array, index, lanes)
             row = masked_load(builder, pointer, mask, zero, kind.dtype.bitwidth // 8)
             vectors.append(Value(builder, row, like))
-        step = 1
-        while len(vectors) > 1:
-            # Neighbouring lanes (at a distance of `step`) are added up: those of one vector in the lanes without the
-            # bit `step`, those of the next in the lanes with it.
-            low = [i if not i & step else lanes + (i ^ step) for i in range(lanes)]
-            high = [(i | step) if not i & step else lanes + i for i in range(lanes)]
-            pairs = zip(vectors[0::2], vectors[1::2], strict=True)
-            vectors = [a.shuffled(b, low) + a.shuffled(b, high) for a, b in pairs]
-            step *= 2
-        return vectors[0].llvm
+        return reduced(vectors, operator.add).llvm
 
     return zero(rows, types.intp, types.intp, types.intp, zero), build
 

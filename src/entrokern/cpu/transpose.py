@@ -220,7 +220,7 @@ store_2, store_3, store_4 = (_store_packed(classes) for classes in (2, 3, 4))
 # --- rows of vectors, reduced ---------------------------------------------------------------------
 
 
-def _reduced(rows: list[Value], combine: Callable[[Value, Value], Value]) -> Value:
+def reduced(rows: list[Value], combine: Callable[[Value, Value], Value]) -> Value:
     """One vector, whose lane r combines all lanes of ``rows[r]``, in the same order for every row."""
     lanes = len(rows)
     while len(rows) > 1:
@@ -238,7 +238,7 @@ def _reduction(combine: Callable[[Value, Value], Value]) -> Any:
         def build(context, builder, signature, arguments):
             kind, lanes = signature.args[0], like.lanes
             rows = _columns(context, builder, kind, arguments[0], _constant(0), _constant(lanes), lanes, lanes)
-            return _reduced(rows, combine).llvm
+            return reduced(rows, combine).llvm
 
         return like(tile, like), build
 
