@@ -12,7 +12,7 @@ from numba.extending import intrinsic, overload
 
 from .. import _formulas
 from .compile import inline
-from .simd import Value, emitted, magnitude, select
+from .simd import Value, emitted, magnitude, scaled, scales, select
 
 # --- powers of two, without libm ------------------------------------------------------------------
 
@@ -223,10 +223,19 @@ def clipped(t: Value) -> Value:
 @emitted
 def raised_exp2(t: Value) -> Value:
     """``2^(t + 64)`` (float64: ``t + 512``) for ``t <= 0``, -inf included; NaN stays. See `lowered`."""
-    dtype, t = t.dtype, clipped(t)
+    dtype = t.dtype
+    if scales(t):
+        return _scaled_power(t, tuple(c * 2.0 ** RAISED[dtype] for c in EXP2[dtype]))
+    t = clipped(t)
     u = t + MAGIC[dtype]
     n = u - MAGIC[dtype]
     return polynomial(t - n, EXP2[dtype]) * (u.bits() << MANTISSA[dtype]).as_float()
+
+
+def _scaled_power(t: Value, coefficients: tuple[float, ...]) -> Value:
+    """``2^t`` by the instruction that scales by powers of two: at -inf, and where nothing is left, it gives 0."""
+    n = t.call("llvm.rint")
+    return scaled(polynomial(t - n, coefficients), n)
 
 
 @emitted
@@ -238,7 +247,7 @@ def lowered(e: Value) -> Value:
 @emitted
 def exp2_below(t: Value) -> Value:
     """``2^t`` for ``t <= 0``, -inf included; NaN stays."""
-    return lowered(raised_exp2(t))
+    return _scaled_power(t, EXP2[t.dtype]) if scales(t) else lowered(raised_exp2(t))
 
 
 # log(1+f) = f - f²/2 + f³·P(f) for mantissas from sqrt(1/2) to sqrt(2)

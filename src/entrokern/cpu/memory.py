@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from .compile import inline
-from .simd import LLVM, Value, Vector, emitted, llvm_type, select, suffix, vector_of
+from .simd import LLVM, Value, Vector, emitted, llvm_type, machine_has, select, suffix, vector_of
 
 FLOAT16, BFLOAT16 = types.int16, types.uint16
 I16, I32 = ir.IntType(16), ir.IntType(32)
@@ -50,28 +50,27 @@ def first_mask(typing, count, like):
 # --- 16-bit floats --------------------------------------------------------------------------------
 
 
-def _has_half(context: Any) -> bool:
+def _has_half() -> bool:
     """Whether the machine converts float16 in one instruction."""
-    triple, _, features = context.codegen().magic_tuple()
-    return "+f16c" in features or triple.startswith(("aarch64", "arm64"))
+    return machine_has("f16c", "aarch64", "arm64")
 
 
 def _bits32(stored: Value) -> Value:
     return stored.like(stored.builder.zext(stored.llvm, llvm_type(Vector(types.int32, stored.kind.lanes))), types.int32)
 
 
-def widened(context: Any, stored: Value, dtype: Any) -> Value:
+def widened(stored: Value, dtype: Any) -> Value:
     """What was stored, as numbers of type `dtype`."""
     if stored.dtype == BFLOAT16:
         stored = (_bits32(stored) << 16).as_float()
     elif stored.dtype == FLOAT16:
-        stored = _half_widened(context, stored)
+        stored = _half_widened(stored)
     return stored.converted(dtype)
 
 
-def _half_widened(context: Any, stored: Value) -> Value:
+def _half_widened(stored: Value) -> Value:
     builder, lanes = stored.builder, stored.kind.lanes
-    if _has_half(context):
+    if _has_half():
         half = builder.bitcast(stored.llvm, ir.VectorType(ir.HalfType(), lanes))
         return stored.like(builder.fpext(half, ir.VectorType(LLVM[types.float32], lanes)), types.float32)
     u = _bits32(stored)
@@ -83,7 +82,7 @@ def _half_widened(context: Any, stored: Value) -> Value:
     return (value.bits() | ((u & 0x8000) << 16)).as_float()
 
 
-def narrowed(context: Any, value: Value, storage: Any) -> Value:
+def narrowed(value: Value, storage: Any) -> Value:
     """Numbers as they are stored."""
     if storage == BFLOAT16:
         value = value.converted(types.float32)
@@ -92,13 +91,13 @@ def narrowed(context: Any, value: Value, storage: Any) -> Value:
         u = select(value == value, (u + 0x7FFF + odd) >> 16, u.constant(0x7FC0))
         return value.like(value.builder.trunc(u.llvm, ir.VectorType(I16, value.kind.lanes)), BFLOAT16)
     if storage == FLOAT16:
-        return _half_narrowed(context, value.converted(types.float32))
+        return _half_narrowed(value.converted(types.float32))
     return value.converted(storage)
 
 
-def _half_narrowed(context: Any, value: Value) -> Value:
+def _half_narrowed(value: Value) -> Value:
     builder, lanes = value.builder, value.kind.lanes
-    if _has_half(context):
+    if _has_half():
         half = builder.fptrunc(value.llvm, ir.VectorType(ir.HalfType(), lanes))
         return value.like(builder.bitcast(half, ir.VectorType(I16, lanes)), FLOAT16)
     u = value.bits()
@@ -162,7 +161,7 @@ def load(typing, x, i, like):
         kind = signature.args[0]
         pointer = element_pointer(context, builder, kind, arguments[0], arguments[1], like.lanes)
         stored = Value(builder, builder.load(pointer, align=element_size(kind)), _storage_vector(kind, like.lanes))
-        return widened(context, stored, like.dtype).llvm
+        return widened(stored, like.dtype).llvm
 
     return like(x, types.intp, like), build
 
@@ -180,7 +179,7 @@ def load_first(typing, x, i, count, fill):
             return masked_load(builder, pointer, mask, arguments[3], element_size(kind))
         nothing = ir.Constant(llvm_type(storage), None)
         stored = Value(builder, masked_load(builder, pointer, mask, nothing, element_size(kind)), storage)
-        return builder.select(mask, widened(context, stored, like.dtype).llvm, arguments[3])
+        return builder.select(mask, widened(stored, like.dtype).llvm, arguments[3])
 
     return fill(x, types.intp, types.intp, fill), build
 
@@ -192,7 +191,7 @@ def store(typing, x, i, value):
     def build(context, builder, signature, arguments):
         kind = signature.args[0]
         pointer = element_pointer(context, builder, kind, arguments[0], arguments[1], value.lanes)
-        stored = narrowed(context, Value(builder, arguments[2], value), kind.dtype)
+        stored = narrowed(Value(builder, arguments[2], value), kind.dtype)
         builder.store(stored.llvm, pointer, align=element_size(kind))
         return context.get_dummy_value()
 
@@ -206,7 +205,7 @@ def store_first(typing, x, i, count, value):
     def build(context, builder, signature, arguments):
         kind = signature.args[0]
         pointer = element_pointer(context, builder, kind, arguments[0], arguments[1], value.lanes)
-        stored = narrowed(context, Value(builder, arguments[3], value), kind.dtype)
+        stored = narrowed(Value(builder, arguments[3], value), kind.dtype)
         mask = first_lanes(builder, arguments[2], value.lanes)
         masked_store(builder, stored.llvm, pointer, mask, element_size(kind))
         return context.get_dummy_value()
@@ -239,7 +238,7 @@ def stream(typing, x, i, value):
     def build(context, builder, signature, arguments):
         kind = signature.args[0]
         pointer = element_pointer(context, builder, kind, arguments[0], arguments[1], value.lanes)
-        stored = narrowed(context, Value(builder, arguments[2], value), kind.dtype)
+        stored = narrowed(Value(builder, arguments[2], value), kind.dtype)
         write = builder.store(stored.llvm, pointer, align=element_size(kind) * value.lanes)
         write.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
         return context.get_dummy_value()

@@ -149,11 +149,11 @@ def read(typing, run, i, count, otherwise):
         storage, size = Vector(kind.dtype, lanes), kind.dtype.bitwidth // 8
         if not partly:
             stored = builder.load(pointer, align=size)
-            return widened(context, Value(builder, stored, storage), otherwise.dtype).llvm
+            return widened(Value(builder, stored, storage), otherwise.dtype).llvm
         mask = first_lanes(builder, arguments[2], lanes)
         stored = masked_load(builder, pointer, mask, ir.Constant(llvm_type(storage), None), size)
         return builder.select(
-            mask, widened(context, Value(builder, stored, storage), otherwise.dtype).llvm, arguments[3]
+            mask, widened(Value(builder, stored, storage), otherwise.dtype).llvm, arguments[3]
         )
 
     return otherwise(run, types.intp, types.intp if partly else types.none, otherwise), build
@@ -167,7 +167,7 @@ def write(typing, run, i, count, value):
     def build(context, builder, signature, arguments):
         if kind != types.none:
             pointer = _address(context, builder, kind, arguments[0], arguments[1], lanes)
-            stored, size = narrowed(context, Value(builder, arguments[3], value), kind.dtype), kind.dtype.bitwidth // 8
+            stored, size = narrowed(Value(builder, arguments[3], value), kind.dtype), kind.dtype.bitwidth // 8
             if partly:
                 masked_store(builder, stored.llvm, pointer, first_lanes(builder, arguments[2], lanes), size)
             else:

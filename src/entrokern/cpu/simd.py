@@ -17,6 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models
+from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin, register_model
 
@@ -264,6 +265,33 @@ def select(mask: Value, a: Value, b: Value) -> Value:
     )
     (_, a), (_, b) = model._paired(a), model._paired(b)
     return model.like(model.builder.select(mask.llvm, a.llvm, b.llvm))
+
+
+@cache
+def machine_has(*features: str) -> bool:
+    """Whether the machine that is compiled for has one of these features, as LLVM calls them."""
+    triple, _, found = cpu_target.target_context.codegen().magic_tuple()
+    return any(f"+{feature}" in found.split(",") or triple.startswith(feature) for feature in features)
+
+
+def scales(x: Value) -> bool:
+    """Whether `scaled` is there for `x`."""
+    return isinstance(x.kind, Vector) and machine_has("avx512f")
+
+
+def scaled(x: Value, n: Value) -> Value:
+    """``x · 2^n`` for whole `n`, rounded once; 0 for ``n = -inf``, whatever `x` is (also NaN)."""
+    bits, lanes = x.dtype.bitwidth, BYTES * 8 // x.dtype.bitwidth
+    if x.kind.lanes > lanes:
+        halves = [range(x.kind.lanes // 2), range(x.kind.lanes // 2, x.kind.lanes)]
+        low, high = (scaled(x.shuffled(x, list(half)), n.shuffled(n, list(half))) for half in halves)
+        return low.shuffled(high, list(range(x.kind.lanes)))
+    vector, mask, i32 = x.llvm.type, ir.IntType(max(8, lanes)), ir.IntType(32)
+    name = f"llvm.x86.avx512.mask.scalef.p{'s' if bits == 32 else 'd'}.512"
+    signature = ir.FunctionType(vector, [vector, vector, vector, mask, i32])
+    function = cgutils.get_or_insert_function(x.builder.module, signature, name)
+    every, as_set = ir.Constant(mask, (1 << lanes) - 1), ir.Constant(i32, 4)  # all lanes, the usual rounding
+    return x.like(x.builder.call(function, [x.llvm, n.llvm, x.llvm, every, as_set]))
 
 
 # --- functions of values, for compiled code -------------------------------------------------------

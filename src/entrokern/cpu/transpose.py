@@ -104,7 +104,7 @@ def _load_columns(most: int) -> Any:
                 for pointer in pointers
             ]
             for c, column in enumerate(transposed([_joined(parts[r::width]) for r in range(width)])):
-                numbers = widened(context, column, tile_kind.dtype)
+                numbers = widened(column, tile_kind.dtype)
                 _store(context, builder, tile_kind, target, _column(builder, at, step, c), numbers)
             return context.get_dummy_value()
 
@@ -131,7 +131,7 @@ def store_columns(typing, tile, at, step, x, start, stride, rows, columns, like)
             with builder.if_then(within):
                 i = builder.add(start, builder.mul(_constant(r), stride))
                 pointer = element_pointer(context, builder, x_kind, array, i, like.lanes)
-                value = narrowed(context, row, x_kind.dtype)
+                value = narrowed(row, x_kind.dtype)
                 masked_store(builder, value.llvm, pointer, mask, element_size(x_kind))
         return context.get_dummy_value()
 
@@ -182,7 +182,7 @@ def _load_packed(classes: int) -> Any:
             parts = [_load(context, builder, x_kind, array, i, lanes) for i in starts]
             for c in range(classes):
                 column = _gathered(parts, [c + r * classes for r in range(lanes)])
-                numbers = widened(context, column, tile_kind.dtype)
+                numbers = widened(column, tile_kind.dtype)
                 _store(context, builder, tile_kind, target, _column(builder, at, step, c), numbers)
             return context.get_dummy_value()
 
