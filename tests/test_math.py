@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 from entrokern import _formulas
 from entrokern.cpu import blocks, memory
 from entrokern.cpu import math as vector
+from entrokern.cpu.simd import machine_has
 
 mp = mpmath.mp.clone()
 mp.dps = 50
@@ -138,10 +142,29 @@ def applied(function: Any) -> Any:
         (vector.log1p_unit, mp.log1p, np.exp(RNG.uniform(-300, 0, 600)), 1.2),
         (vector.log1p_unit, mp.log1p, RNG.uniform(0, 1, 600), 1.2),
         (vector.signed_exp, mp.exp, RNG.uniform(-708, 709.7, 600), 1.0),
+        (vector.exp2_below, lambda v: mp.mpf(2) ** v, RNG.uniform(-125, 0, 600).astype(np.float32), 1.0),
+        (vector.exp2_below, lambda v: mp.mpf(2) ** v, RNG.uniform(-1020, 0, 600), 1.0),
     ],
 )
 def test_error_of_vectors_in_eps(function: Any, exact: Callable[[Any], Any], x: np.ndarray, allowed: float) -> None:
     assert relative_ulps(applied(function), exact, x) <= allowed
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_special_powers_of_vectors(dtype: Any) -> None:
+    x = np.array([-np.inf, 0.0, np.nan, -1.0, -3000.0, -100.0, -np.finfo(dtype).max, -0.0], dtype)
+    out = np.empty_like(x)
+    applied(vector.exp2_below)(x, out)
+    np.testing.assert_array_equal(out, [0.0, 1.0, np.nan, 0.5, 0.0, dtype(2.0**-100), 0.0, 1.0])
+
+
+@pytest.mark.skipif(not machine_has("avx512f"), reason="there is one way only")
+def test_vectors_on_an_older_machine() -> None:
+    """The tests above on vectors, without the instructions that only newer machines have."""
+    older = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+bmi2"}
+    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "of_vectors"]
+    result = subprocess.run(command, env=os.environ | older, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout
 
 
 def test_special_values() -> None:
