@@ -9,19 +9,24 @@ import numpy as np
 
 from .._arrays import Array
 from .._call import Call
-from .launch import Source
+from .blocks import BLOCK
+from .launch import Source, Target, streams
 from .operands import Layout, Operand
+from .soft_target_gradients import RECORDS as SUMS
+from .soft_target_gradients import soft_target_gradient_groups, soft_target_gradient_lanes
 from .soft_targets import soft_target_lanes, soft_target_rows
-from .softmax_pairs import GROUP, KEPT, RECORDS, softmax_kl_lanes, softmax_kl_rows
-from .tables import table_lanes, table_rows
+from .row_groups import ROWS
+from .softmax_pairs import KEPT, RECORDS, ROOM, softmax_pair_groups, softmax_pair_lanes
+from .tables import tables
 from .terms import EVEN
 
 LANES_UP_TO = 64  # classes: beyond, a row fills the vectors by itself …
 SOFTMAX_LANES_UP_TO = 256  # … with several sweeps later: each begins and ends at a cost
 TILE_UP_TO = 1 << 14  # numbers: what fits in L2 a few times
 
-# (operands, first row, weights, results) → which rows are left to the careful kernel
-Fast = Callable[[Operand, Operand, int, Array, Array], Array]
+# (call, operands, first row, weights, results) → which rows are left to the careful kernel
+Fast = Callable[[Call, Operand, Operand, int, Array, Array], Array]
+NO_TARGET = Target(None)
 NOTHING = Operand(np.empty(0), np.empty(0, np.int64))
 
 
@@ -45,70 +50,109 @@ def left_of(results: Array, left: int) -> Array:
     return np.flatnonzero(np.isnan(results)) if left else np.empty(0, np.intp)
 
 
-def tiles(k: int, zero: Any, count: int) -> list[Array]:
+def weight_of(call: Call) -> Any:
+    """The weight of JS as its kernels take it; None for others."""
+    if call.quantity != "js_divergence":
+        return None
+    return EVEN if call.js_weight == 0.5 else call.js_weight
+
+
+def room_for_tiles(k: int, zero: Any, count: int) -> list[Array]:
     """Room for `count` tiles of all classes."""
     lanes = 64 // zero.itemsize
     return [np.empty(-(-k // lanes) * lanes * lanes, zero.dtype) for _ in range(count)]
 
 
-def fast_tables(call: Call, x: Layout, y: Source | None = None) -> Fast | None:
-    """Entropy of probabilities, or divergence of two tables of them, without gradients."""
+def fast_tables(
+    call: Call, x: Layout, y: Source | None = None, grad_p: Target = NO_TARGET, grad_q: Target = NO_TARGET
+) -> Fast | None:
+    """Entropy of probabilities, or divergence of two tables of them; gradients in float32, by whole rows."""
     zero: Any = np.float32(0) if narrow(call) else np.float64(0)
     chosen = family(call.k, x, y)
     if chosen is None:
         return None
+    if call.maps and not (narrow(call) and family(call.k, x, y, 0) == "rows"):
+        return None
     width = 64 // zero.itemsize
-    w: Any = call.js_weight if call.quantity == "js_divergence" else None
-    w = EVEN if w == 0.5 else w
-    k, unit, of_two = call.k, call.unit, y is not None  # what runs later keeps no array of the call
+    k, w, unit, map_scale, of_two = call.k, weight_of(call), call.unit, call.map_scale, y is not None
+    streaming, name = streams(call), "grad_p" if y is not None else "grad"
 
-    def run(p: Operand, q: Operand, start: int, weights: Array, results: Array) -> Array:
+    def run(call: Call, p: Operand, q: Operand, start: int, weights: Array, results: Array) -> Array:
         loss = results[0]
         second = q if of_two else (None, None)
-        arguments = (*p, *second, start, loss.size, k, w, unit, weights, zero)
-        if chosen == "rows":
-            return left_of(loss, table_rows(*arguments, loss))
-        squares = tiles(width, zero, 2) if of_two else (*tiles(width, zero, 1), None)
-        return left_of(loss, table_lanes(*arguments, *squares, loss))
+        squares = None
+        if chosen == "lanes":
+            squares = (*room_for_tiles(width, zero, 1), room_for_tiles(width, zero, 1)[0] if of_two else None)
+        return left_of(loss, tables(
+            *p, *second, start, loss.size, k, w, unit, map_scale, weights, zero, squares, loss,
+            *grad_p.of(call.maps.get(name)), *grad_q.of(call.maps.get("grad_q")), streaming,
+            np.empty(2 * BLOCK, zero.dtype) if call.maps else None,
+        ))  # fmt: skip
 
     return run
 
 
-def fast_softmax_kl(call: Call, x: Layout, y: Source) -> Fast | None:
-    """KL divergence between two softmaxes, without gradients."""
+def fast_softmax_pairs(call: Call, x: Layout, y: Source, grad_p: Target, grad_q: Target) -> Fast | None:
+    """KL divergence between two softmaxes and its gradients, or JS divergence without."""
+    if call.maps and call.quantity == "js_divergence":
+        return None
     zero: Any = np.float32(0) if narrow(call) else np.float64(0)
     chosen = family(call.k, x, y, SOFTMAX_LANES_UP_TO)
     if chosen is None or (chosen == "lanes" and call.k * 16 > TILE_UP_TO):
         return None
-    k, temperature, unit = call.k, call.temperature, call.unit
+    k, w, temperature, unit, map_scale = call.k, weight_of(call), call.temperature, call.unit, call.map_scale
+    streaming = streams(call)
 
-    def run(p: Operand, q: Operand, start: int, weights: Array, results: Array) -> Array:
+    def run(call: Call, p: Operand, q: Operand, start: int, weights: Array, results: Array) -> Array:
         loss = results[0]
-        arguments = (*p, *q, start, loss.size, k, temperature, unit, weights, zero)
+        gradients = *grad_p.of(call.maps.get("grad_p")), *grad_q.of(call.maps.get("grad_q"))
+        arguments = (*p, *q, start, loss.size, k, w, temperature, unit, map_scale, weights, zero)
         if chosen == "lanes":
-            return left_of(loss, softmax_kl_lanes(*arguments, *tiles(k, zero, 4), loss))
-        kept = np.empty(2 * (KEPT + 16), zero.dtype) if k <= KEPT else None
-        return left_of(loss, softmax_kl_rows(*arguments, kept, np.ones(RECORDS * GROUP), loss))
+            return left_of(loss, softmax_pair_lanes(*arguments, *room_for_tiles(k, zero, 4), loss, *gradients))
+        lanes = 64 // zero.itemsize
+        room = min(ROOM // zero.itemsize, ROWS * (k + lanes))
+        return left_of(loss, softmax_pair_groups(
+            *arguments, np.empty(KEPT * room, zero.dtype), np.empty(lanes * lanes, zero.dtype),
+            np.empty(2 * ROWS, zero.dtype), np.zeros(2 * ROWS * 8), np.ones(RECORDS * ROWS), loss, *gradients, streaming,
+            np.empty(BLOCK, zero.dtype),
+        ))  # fmt: skip
 
     return run
 
 
-def fast_soft_targets(call: Call, x: Layout, y: Source) -> Fast | None:
-    """Cross-entropy of logits with target distributions, without gradients and without most options."""
+def fast_soft_targets(call: Call, x: Layout, y: Source, grad: Target) -> Fast | None:
+    """Cross-entropy of logits with target distributions, without most options; its gradient in float32."""
     plain = call.softcap is None and call.class_weight is None and call.label_smoothing == call.z_loss == 0.0
+    if not plain or call.form != "logits":
+        return None
     zero: Any = np.float32(0) if narrow(call) else np.float64(0)
-    chosen = family(call.k, x, y, SOFTMAX_LANES_UP_TO)
-    if not plain or call.maps or call.form != "logits" or chosen is None:
+    lanes_up_to = SOFTMAX_LANES_UP_TO
+    if call.maps:
+        if set(call.maps) != {"grad"} or not narrow(call):
+            return None
+        # In tiles, targets are float32; of the gradient little may be left beside a target of more digits.
+        lanes_up_to = lanes_up_to if call.y is None or call.y.dtype != np.float64 else 0
+    chosen = family(call.k, x, y, lanes_up_to)
+    if chosen is None or (chosen == "lanes" and (call.k * 16 > TILE_UP_TO or lanes_up_to == 0)):
         return None
-    if chosen == "lanes" and call.k * 16 > TILE_UP_TO:
-        return None
-    k, temperature, unit = call.k, call.temperature, call.unit
+    k, temperature, unit, map_scale = call.k, call.temperature, call.unit, call.map_scale
+    with_gradient, streaming = bool(call.maps), streams(call)
 
-    def run(p: Operand, b: Operand, start: int, weights: Array, results: Array) -> Array:
+    def run(call: Call, p: Operand, b: Operand, start: int, weights: Array, results: Array) -> Array:
         loss = results[0]
-        arguments = (*p, *b, start, loss.size, k, temperature, unit, weights, zero)
+        arguments = (*p, *b, start, loss.size, k, temperature, unit)
+        if with_gradient:
+            more = (map_scale, weights, zero)
+            target = grad.of(call.maps["grad"])
+            if chosen == "lanes":
+                return left_of(loss, soft_target_gradient_lanes(*arguments, *more, *room_for_tiles(k, zero, 2), loss, *target))
+            room = min(ROOM // zero.itemsize, ROWS * (k + 16))
+            return left_of(loss, soft_target_gradient_groups(
+                *arguments, *more, np.empty(room, zero.dtype), np.empty(16 * 16, zero.dtype), np.empty(ROWS, zero.dtype),
+                np.zeros(3 * ROWS * 8), np.zeros(SUMS * ROWS), loss, *target, streaming, np.empty(BLOCK, zero.dtype),
+            ))  # fmt: skip
         if chosen == "lanes":
-            return left_of(loss, soft_target_lanes(*arguments, *tiles(k, zero, 2), loss))
-        return left_of(loss, soft_target_rows(*arguments, loss))
+            return left_of(loss, soft_target_lanes(*arguments, weights, zero, *room_for_tiles(k, zero, 2), loss))
+        return left_of(loss, soft_target_rows(*arguments, weights, zero, loss))
 
     return run

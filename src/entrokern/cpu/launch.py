@@ -27,6 +27,8 @@ ElementWork = Callable[[dict[str, Any], int, int], float]
 SMALLEST, LARGEST = 1 << 18, 1 << 21  # elements of a chunk: worth a thread's while; no more than a few MB
 CHUNK_ROWS, CHUNK_RECORDS = 1 << 18, 1 << 15  # rows whose results are written in place, and through float64
 
+STREAMED = 1 << 25  # bytes
+
 UINT64 = np.dtype(np.uint64)
 
 
@@ -76,6 +78,14 @@ class Target:
 
     def of(self, view: Array | None) -> tuple[Any, Any]:
         return (None, None) if self._layout is None or view is None else self._layout.operand(view)
+
+
+def streams(call: Call) -> bool:
+    """Whether maps are written past the caches: they would not stay there, and are not the rows themselves."""
+    arrays = call.maps.values()
+    inputs = [a for a in (call.x, call.y) if a is not None]
+    shared = any(np.may_share_memory(a, b) for a in arrays for b in inputs)
+    return sum(a.nbytes for a in arrays) >= STREAMED and not shared
 
 
 def labels_and_ignored(call: Call, start: int, stop: int) -> tuple[Array, Array]:

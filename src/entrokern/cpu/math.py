@@ -250,6 +250,24 @@ def exp2_below(t: Value) -> Value:
     return _scaled_power(t, EXP2[t.dtype]) if scales(t) else lowered(raised_exp2(t))
 
 
+@emitted
+def exp2_or_excess(t: Value) -> Value:
+    """``2^t`` for ``t <= 0``; where it is nearer to 1 than to 1/2, ``2^t - 1`` with all its digits, and the sign
+    set (also of -0): so the two can be told apart. -inf gives 0, NaN stays."""
+    dtype = t.dtype
+    if scales(t):
+        n = t.call("llvm.rint")
+        w = (t - n) * polynomial(t - n, EXP2[dtype][1:])
+        e = scaled(w + 1.0, n)
+    else:
+        t = clipped(t)
+        u = t + MAGIC[dtype]
+        n = u - MAGIC[dtype]
+        w = (t - n) * polynomial(t - n, EXP2[dtype][1:])
+        e = lowered((w + 1.0) * (u.bits() << MANTISSA[dtype]).as_float())
+    return select(n == 0.0, -magnitude(w), e)
+
+
 # log(1+f) = f - f²/2 + f³·P(f) for mantissas from sqrt(1/2) to sqrt(2)
 LOG_F32 = (
     0.33333331180030046, -0.24999996950957882, 0.200007157488921, -0.16667802319501254, 0.1424905764569748,

@@ -14,7 +14,7 @@ from . import binary, distributions, divergences, elements, groups, lanes
 from .blocks import BLOCK
 from .distributions import FORM_CODES
 from .fast import NOTHING as NO_OPERAND
-from .fast import fast_soft_targets, fast_softmax_kl, fast_tables
+from .fast import fast_soft_targets, fast_softmax_pairs, fast_tables
 from .finish import FIELDS, GROUP, ROW_RESULTS
 from .groups import softmax_groups
 from .lanes import softmax_lanes
@@ -31,6 +31,7 @@ from .launch import (
     deliver,
     labels_and_ignored,
     row_weights,
+    streams,
     sum_of,
 )
 from .maps import MAPS
@@ -43,7 +44,6 @@ LOG2E = 1.4426950408889634
 LANES_UP_TO, GROUPS_UP_TO = 4, 128  # vectors in a row: where a row fills them, and where its end no longer matters
 STRIDED_LANES_UP_TO = 128  # classes
 TILE_ELEMENTS = 1 << 17  # of a tile: what fits in L2
-STREAMED = 1 << 25  # bytes
 NOTHING = np.empty(0)
 
 
@@ -67,12 +67,6 @@ def compute_dtype(call: Call) -> np.dtype[Any]:
 def in_place_last(call: Call) -> list[str]:
     """The maps' names, the gradient last: it may overwrite the rows that the others are read from."""
     return sorted(call.maps, key=lambda name: name == "grad")
-
-
-def streams(call: Call) -> bool:
-    """Whether maps are written past the caches: they would not stay there, and are not the rows themselves."""
-    arrays = call.maps.values()
-    return sum(a.nbytes for a in arrays) >= STREAMED and not any(np.may_share_memory(a, call.x) for a in arrays)
 
 
 def family(call: Call, x: Layout) -> str:
@@ -159,7 +153,7 @@ def cross_entropy(call: Call) -> Run:
 def cross_entropy_work(call: Call) -> RowWork:
     x = Layout(call.x)
     y = None if call.y is None else Source(call.y, (call.x.dtype, np.uint8, np.int64, np.float64))
-    fast = None if y is None else fast_soft_targets(call, x, y)
+    fast = None if y is None else fast_soft_targets(call, x, y, Target(call.maps.get("grad")))
     kinds = {"grad": 0, "hess": 1}
     maps = [(name, kinds[name], Layout(call.maps[name])) for name in in_place_last(call)]
     geometry_of_none = np.array([1, 0, 1, 1, 0])
@@ -173,7 +167,7 @@ def cross_entropy_work(call: Call) -> RowWork:
         weights, stage = row_weights(call, start, stop), np.empty(distributions.SLOTS * BLOCK)
         bad, rows = -1, np.arange(stop - start)
         if fast is not None:
-            rows = fast(a, b, start, weights, results)
+            rows = fast(call, a, b, start, weights, results)
             if not rows.size:
                 return -1
         for kind, out, geometry in outputs or [(0, None, None)]:
@@ -214,11 +208,11 @@ def entropy(call: Call) -> Run:
     if call.form == "logits":
         return softmax(call)  # a statistic of the row: without labels the kernel takes it for the loss
     x, grad = Layout(call.x), Target(call.maps.get("grad"))
-    fast = fast_tables(call, x) if call.form == "probs" and not call.maps else None
+    fast = fast_tables(call, x, grad_p=grad) if call.form == "probs" else None
 
     def work(call: Call, start: int, stop: int, results: Array) -> int:
         p, weights = x.operand(call.x), row_weights(call, start, stop)
-        left = np.arange(stop - start) if fast is None else fast(p, NO_OPERAND, start, weights, results)
+        left = np.arange(stop - start) if fast is None else fast(call, p, NO_OPERAND, start, weights, results)
         if left.size:
             distributions.entropy_rows(
                 *p, start, left, call.k, FORM_CODES[call.form], call.unit, call.map_scale, weights,
@@ -234,14 +228,14 @@ def divergence(call: Call) -> Run:
     y = Source(call.y, (call.x.dtype, np.float64))
     grad_p, grad_q = Target(call.maps.get("grad_p")), Target(call.maps.get("grad_q"))
     fast = None
-    if not call.maps and call.form == call.y_form == "probs":
-        fast = fast_tables(call, x, y)
-    elif not call.maps and call.form == call.y_form == "logits" and call.quantity == "kl_divergence":
-        fast = fast_softmax_kl(call, x, y)
+    if call.form == call.y_form == "probs":
+        fast = fast_tables(call, x, y, grad_p, grad_q)
+    elif call.form == call.y_form == "logits":
+        fast = fast_softmax_pairs(call, x, y, grad_p, grad_q)
 
     def work(call: Call, start: int, stop: int, results: Array) -> int:
         p, q, weights = x.operand(call.x), y.rows(call.y, start, stop), row_weights(call, start, stop)
-        left = np.arange(stop - start) if fast is None else fast(p, q, start, weights, results)
+        left = np.arange(stop - start) if fast is None else fast(call, p, q, start, weights, results)
         if left.size:
             divergences.divergence_rows(
                 *p, *q, start, left, call.k, call.quantity == "js_divergence", call.js_weight,

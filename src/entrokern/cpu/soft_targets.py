@@ -12,8 +12,8 @@ from .blocks import row_start
 from .compile import inline, kernel
 from .math import LOG2E, cast, exp2_below, log1p, log1p_positive
 from .memory import load, load_first, prefetch, vector, width
-from .simd import any_lane, lanes_sum, larger, like_vector, where
-from .softmax_pairs import row_max
+from .simd import any_lane, lanes_max, lanes_sum, larger, like_vector, where
+from .row_groups import largest
 from .tables import ADDED, PIECE, put_lanes
 from .terms import add_lower, add_upper, bits, join_signs, negative, zero_times
 from .tiles import fill_tile, rows_ahead, rows_in_line
@@ -69,7 +69,7 @@ def soft_target_rows(x, x_geometry, y, y_geometry, first, n, k, temperature, uni
     v, left = vector(zero), 0
     inv_T, scale = 1.0 / temperature, cast(LOG2E / temperature, zero)
     i, j = row_start(x_geometry, first), row_start(y_geometry, first)
-    m = row_max(x, i, k, v)
+    m = lanes_max(largest(x, i, k, v))
     for r in range(n):
         following = first + min(r + 1, n - 1)
         next_i, next_j = row_start(x_geometry, following), row_start(y_geometry, following)
@@ -77,7 +77,7 @@ def soft_target_rows(x, x_geometry, y, y_geometry, first, n, k, temperature, uni
         left += 0 if loss == loss else 1
         weight = weights[r] if weights.size else 1.0
         results[r] = weight * unit * loss if weight != 0.0 else 0.0
-        i, j, m = next_i, next_j, row_max(x, next_i, k, v)
+        i, j, m = next_i, next_j, lanes_max(largest(x, next_i, k, v))
     return left
 
 

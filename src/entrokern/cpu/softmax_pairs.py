@@ -1,155 +1,284 @@
-"""Fast kernels of KL divergence between two softmaxes: both normalisers first, then the terms from cache.
+"""Fast kernels of two softmaxes, KL divergence and its gradients, and JS: the largest logits, the exponentials and
+their sums, the terms, the gradients - sweeps over what the first of them has brought into cache.
 
-Rows with anything but finite logits or -inf in both operands come out as NaN, for the careful kernel.
+``w=None`` asks for KL, else for JS of that weight (`terms.EVEN` for 1/2).
+
+Rows with anything but finite logits or -inf in both operands come out as NaN, for the careful kernel, and
+their gradients are not written.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .blocks import row_start
+from .blocks import BLOCK, row_start
 from .compile import inline, kernel
-from .distributions import accumulate
+from .maps import write_block
 from .math import LOG2E, cast, exp2_below, log_normal
-from .memory import load, load_first, prefetch, store, vector, width
-from .simd import lanes_max, lanes_sum, larger, like_vector
+from .memory import fence, load, load_first, prefetch, store, vector, width
+from .row_groups import ROWS, fill, group_sums, group_tops, place_of, put_sums
+from .simd import lanes_sum, larger, like_vector, where
 from .tables import ADDED, PIECE, put_lanes
-from .terms import add_lower, add_upper, softmax_kl_mean, softmax_kl_term, without_shift
-from .tiles import fill_tile, rows_ahead, rows_in_line
+from .terms import (
+    add_lower,
+    add_upper,
+    joined,
+    js_curvature,
+    pair_delta,
+    softmax_js_term,
+    softmax_kl_difference,
+    softmax_kl_term,
+    without_shift,
+)
+from .tiles import empty_tile, fill_tile, rows_ahead, rows_in_line
 
-KEPT = 1 << 12  # exponentials of each operand that are kept from the first sweep to the second
-GROUP = 16  # rows, whose logarithms are taken at once
-# What is known of the rows of a group after the first sweep: largest logits, sums, factors.
-TOP_P, TOP_Q, Z_P, Z_Q, SHIFT, RECORDS = range(6)
-
-
-@inline
-def row_max(x, i, k, v):
-    """The largest of `k` logits from `i` on; a NaN is passed over."""
-    lanes, lowest = width(v), v - np.inf
-    top, more, c = lowest, lowest, 0
-    while c + 2 * lanes <= k:
-        top = larger(load(x, i + c, v), top)
-        more = larger(load(x, i + c + lanes, v), more)
-        c += 2 * lanes
-    while c < k:
-        top = larger(load_first(x, i + c, k - c, lowest), top)
-        c += lanes
-    return lanes_max(larger(top, more))
+ROOM = 1 << 17  # bytes of a row's (or group's) numbers that are kept from sweep to sweep, of each kind:
+E_P, E_Q, GAPS, DIFFERENCE, KEPT = range(5)
+# What is known of a row after each sweep: sums (then factors), log Z_p - log Z_q, the error of that, the loss.
+Z_P, Z_Q, SHIFT, ERROR, LOSS, RECORDS = range(6)
 
 
 @inline
-def exp_sum(x, i, k, m, scale, kept, at, v):
-    """``Σ e^((x - m)/T)`` for ``scale = log2(e)/T``; the exponentials go to `kept`, unless it is None."""
-    lanes, lowest = width(v), v - np.inf
-    total, shift = 0.0, like_vector(m, v)
-    for b in range(0, k, PIECE * lanes):
-        n = min(PIECE * lanes, k - b)
-        sum_e, sum_f, c = v, v, b
-        while c + 2 * lanes <= b + n:
-            e = exp2_below((load(x, i + c, v) - shift) * scale)
-            f = exp2_below((load(x, i + c + lanes, v) - shift) * scale)
-            sum_e += e
-            sum_f += f
-            if kept is not None:
-                store(kept, at + c, e)
-                store(kept, at + c + lanes, f)
-            c += 2 * lanes
-        while c < b + n:
-            e = exp2_below((load_first(x, i + c, k - c, lowest) - shift) * scale)
-            sum_e += e
-            if kept is not None:
-                store(kept, at + c, e)
+def gather_exps(a, b, top_p, top_q, scale, kept, at, sum_p, sum_q):
+    """Exponentials of two vectors of logits and the difference of their gaps into `kept`, and to the sums."""
+    room = kept.size // KEPT
+    gap_p, gap_q = a - top_p, b - top_q
+    e_p, e_q = exp2_below(gap_p * scale), exp2_below(gap_q * scale)
+    store(kept, E_P * room + at, e_p)
+    store(kept, E_Q * room + at, e_q)
+    # (a - m_a) - (b - m_b) first: for near operands it is small, and so is what it loses.
+    store(kept, GAPS * room + at, gap_p - gap_q)
+    return sum_p + e_p, sum_q + e_q
+
+
+@inline
+def keep_exps(x, i, y, j, n, top_p, top_q, scale, kept, at, v):
+    """`gather_exps` of `n` classes, and their ``Σ e^((x - m)/T)``, in the lanes of a vector."""
+    lanes, lowest, wide = width(v), v - np.inf, vector(0.0)
+    Z_p, Z_q = wide, wide
+    for b in range(0, n, PIECE * lanes):
+        sum_p, sum_q, c, end = v, v, b, min(n, b + PIECE * lanes)
+        while c + lanes <= end:
+            sum_p, sum_q = gather_exps(
+                load(x, i + c, v), load(y, j + c, v), top_p, top_q, scale, kept, at + c, sum_p, sum_q
+            )
             c += lanes
-        total += lanes_sum(sum_e + sum_f)
-    return total
+        if c < end:
+            a, d = load_first(x, i + c, n - c, lowest), load_first(y, j + c, n - c, lowest)
+            sum_p, sum_q = gather_exps(a, d, top_p, top_q, scale, kept, at + c, sum_p, sum_q)
+        Z_p, Z_q = add_upper(add_lower(Z_p, sum_p), sum_p), add_upper(add_lower(Z_q, sum_q), sum_q)
+    return Z_p, Z_q
 
 
 @inline
 def take_logs(records):
     """``log Z_p - log Z_q`` and ``1/Z`` of all rows of a group."""
     wide = vector(0.0)
-    for g in range(0, GROUP, width(wide)):
-        Z_p, Z_q = load(records, Z_P * GROUP + g, wide), load(records, Z_Q * GROUP + g, wide)
-        store(records, SHIFT * GROUP + g, log_normal(Z_p) - log_normal(Z_q))
-        store(records, Z_P * GROUP + g, 1.0 / Z_p)
-        store(records, Z_Q * GROUP + g, 1.0 / Z_q)
+    for g in range(0, ROWS, width(wide)):
+        Z_p, Z_q = load(records, Z_P * ROWS + g, wide), load(records, Z_Q * ROWS + g, wide)
+        store(records, SHIFT * ROWS + g, log_normal(Z_p) - log_normal(Z_q))
+        store(records, Z_P * ROWS + g, 1.0 / Z_p)
+        store(records, Z_Q * ROWS + g, 1.0 / Z_q)
 
 
 @inline
-def gather(gap_p, gap_q, e_p, e_q, inv_T, shift, p_factor, q_factor, terms, mean):
-    """Add to ``Σ p·(δ + expm1(-δ))`` and ``Σ p·δ``, from gaps ``x - m`` and their exponentials.
+def pair_term(p, q, delta, difference, w):
+    return softmax_kl_term(p, q, delta) if w is None else softmax_js_term(p, q, difference, w)
+
+
+@inline
+def curvature(w, like):
+    """What `without_shift` needs."""
+    return 1.0 if w is None else js_curvature(like, w)
+
+
+@inline
+def gather_terms(kept, at, inv_T, shift, p_factor, q_factor, w, grad_q, terms, error):
+    """Add a vector of classes to the terms' sum and to ``Σ (p - q)``, which is the error of δ; keep ``p - q`` for
+    `grad_q`.
 
     `shift` is ``log Z_p - log Z_q``, the factors are ``1/Z``.
     """
-    # (a - m_a) - (b - m_b) first: for near operands it is small, and so is what it loses.
-    p, q, delta = e_p * p_factor, e_q * q_factor, (gap_p - gap_q) * inv_T - shift
-    return terms + softmax_kl_term(p, q, delta), mean + softmax_kl_mean(p, delta)
+    room = kept.size // KEPT
+    p, q = load(kept, E_P * room + at, terms) * p_factor, load(kept, E_Q * room + at, terms) * q_factor
+    delta = pair_delta(load(kept, GAPS * room + at, terms), inv_T, shift)
+    difference = softmax_kl_difference(p, q, delta)
+    if grad_q is not None:
+        store(kept, DIFFERENCE * room + at, difference)
+    return terms + pair_term(p, q, delta, difference, w), error + difference
 
 
 @inline
-def row_terms(x, i, y, j, k, g, records, inv_T, scale, kept, at, next_i, next_j, v):
-    """The divergence of row `g` of a group."""
-    lanes, lowest = width(v), v - np.inf
-    top_p = like_vector(cast(records[TOP_P * GROUP + g], scale), v)
-    top_q = like_vector(cast(records[TOP_Q * GROUP + g], scale), v)
-    p_factor, q_factor = cast(records[Z_P * GROUP + g], scale), cast(records[Z_Q * GROUP + g], scale)
-    shift = cast(records[SHIFT * GROUP + g], scale)
-    total, lost, total_mean, mean_lost = 0.0, 0.0, 0.0, 0.0
-    for b in range(0, k, PIECE * lanes):
-        terms, more_terms, mean, more_mean, c = v, v, v, v, b
-        while c < b + PIECE * lanes and c < k:
-            if c + lanes <= k:
-                a, d = load(x, i + c, v), load(y, j + c, v)
-            else:
-                a, d = load_first(x, i + c, k - c, lowest), load_first(y, j + c, k - c, lowest)
-            gap_p, gap_q = a - top_p, d - top_q
-            if kept is None:
-                e_p, e_q = exp2_below(gap_p * scale), exp2_below(gap_q * scale)
-            else:
-                prefetch(x, next_i + c)
-                prefetch(y, next_j + c)
-                e_p, e_q = load_first(kept, at + c, k - c, v), load_first(kept, KEPT + lanes + at + c, k - c, v)
-            now = gather(gap_p, gap_q, e_p, e_q, inv_T, shift, p_factor, q_factor, terms, mean)
-            terms, mean = more_terms, more_mean
-            more_terms, more_mean = now
-            c += lanes
-        total, lost = accumulate(total, lost, lanes_sum(terms + more_terms))
-        total_mean, mean_lost = accumulate(total_mean, mean_lost, lanes_sum(mean + more_mean))
-    return without_shift(total + lost, total_mean + mean_lost)
+def sum_terms(kept, at, n, inv_T, shift, p_factor, q_factor, w, grad_q, x, next_i, y, next_j, v):
+    """`gather_terms` of `n` classes, whole vectors: beyond them nothing is kept that adds anything."""
+    lanes, wide = width(v), vector(0.0)
+    total, total_error = wide, wide
+    for b in range(0, n, PIECE * lanes):
+        terms, error = v, v
+        for c in range(b, min(n, b + PIECE * lanes), lanes):
+            prefetch(x, next_i + c)
+            prefetch(y, next_j + c)
+            terms, error = gather_terms(kept, at + c, inv_T, shift, p_factor, q_factor, w, grad_q, terms, error)
+        total = add_upper(add_lower(total, terms), terms)
+        total_error = add_upper(add_lower(total_error, error), error)
+    return total, total_error
+
+
+# ``log Z_p - log Z_q`` is off by some error h, and with it every δ. What is found for Σ(p - q), which is 0, is h
+# (see `without_shift`): with it the gradients are right also where p and q nearly agree. The gradient by p, too,
+# sums to 0: the rest that is found instead is taken off. It counts where one class has nearly all of p.
+
+
+@inline
+def gradient_p(kept, at, inv_T, shift, p_factor, center, rest, v):
+    """``p·((δ - center) - rest)`` of a vector of classes."""
+    room = kept.size // KEPT
+    p = load(kept, E_P * room + at, v) * p_factor
+    return p * ((pair_delta(load(kept, GAPS * room + at, v), inv_T, shift) - center) - rest)
+
+
+@inline
+def sum_gradient_p(kept, at, n, g, records, inv_T, v):
+    """The sum of ``p·(δ - h - KL)`` of `n` classes of row `g`."""
+    shift, p_factor = cast(records[SHIFT * ROWS + g], inv_T), cast(records[Z_P * ROWS + g], inv_T)
+    center = cast(records[ERROR * ROWS + g] + records[LOSS * ROWS + g], inv_T)
+    lanes, total = width(v), vector(0.0)
+    for b in range(0, n, PIECE * lanes):
+        part = v
+        for c in range(b, min(n, b + PIECE * lanes), lanes):
+            part += gradient_p(kept, at + c, inv_T, shift, p_factor, center, 0.0, v)
+        total = add_upper(add_lower(total, part), part)
+    return lanes_sum(total)
+
+
+@inline
+def gradient_q(kept, at, q_factor, error, factor):
+    """``factor·(q - p)`` of a vector of classes: ``p - q`` was found for δ, and is ``h·q`` too large."""
+    room = kept.size // KEPT
+    q = load(kept, E_Q * room + at, factor) * q_factor
+    return (q * error - load(kept, DIFFERENCE * room + at, factor)) * factor
+
+
+@inline
+def write_gradients(
+    kept, at, n, g, records, rest, inv_T, factor, grad_p, p_start, p_stride, grad_q, q_start, q_stride, streaming, line
+):  # fmt: skip
+    """The gradients of `n` classes of row `g`, whose numbers lie in `kept` from `at` on; `rest` is to be taken
+    off the one by p."""
+    shift = cast(records[SHIFT * ROWS + g], inv_T)
+    p_factor, q_factor = cast(records[Z_P * ROWS + g], inv_T), cast(records[Z_Q * ROWS + g], inv_T)
+    h = records[ERROR * ROWS + g]
+    center, error = cast(h + records[LOSS * ROWS + g], inv_T), cast(h, inv_T)
+    for low in range(0, n, BLOCK):
+        size = min(BLOCK, n - low)
+        if grad_p is not None:
+            for c in range(0, size, width(factor)):
+                slope = gradient_p(kept, at + low + c, inv_T, shift, p_factor, center, cast(rest, inv_T), factor)
+                store(line, c, slope * factor)
+            write_block(line, size, grad_p, p_start + low * p_stride, p_stride, streaming)
+        if grad_q is not None:
+            for c in range(0, size, width(factor)):
+                store(line, c, gradient_q(kept, at + low + c, q_factor, error, factor))
+            write_block(line, size, grad_q, q_start + low * q_stride, q_stride, streaming)
+
+
+# --- groups: vectors along the classes ---------------------------------------------------------------
+
+
+@inline
+def keep_block(x, i, y, j, n, tops, g, scale, kept, at, v):
+    """`keep_exps` of a block of row `g`."""
+    top_p, top_q = like_vector(tops[g], v), like_vector(tops[ROWS + g], v)
+    return keep_exps(x, i, y, j, n, top_p, top_q, scale, kept, at, v)
+
+
+@inline
+def sum_block(kept, at, n, g, records, inv_T, w, grad_q, x, next_i, y, next_j, v):
+    """`sum_terms` of a block of row `g`."""
+    shift = cast(records[SHIFT * ROWS + g], inv_T)
+    p_factor, q_factor = cast(records[Z_P * ROWS + g], inv_T), cast(records[Z_Q * ROWS + g], inv_T)
+    return sum_terms(kept, at, n, inv_T, shift, p_factor, q_factor, w, grad_q, x, next_i, y, next_j, v)
 
 
 @kernel
-def softmax_kl_rows(
-    x, x_geometry, y, y_geometry, first, n, k, temperature, unit, weights, zero, kept, records, results
+def softmax_pair_groups(
+    x, x_geometry, y, y_geometry, first, n, k, w, temperature, unit, map_scale, weights, zero, kept, square, tops, sums, records,
+    results, grad_p, p_geometry, grad_q, q_geometry, streaming, line,
 ):  # fmt: skip
-    """Rows whose classes lie side by side; returns how many are left to the careful kernel.
-
-    `kept` takes the exponentials of both operands (None: they are computed twice).
-    """
-    v = vector(zero)
-    inv_T, scale = cast(1.0 / temperature, zero), cast(LOG2E / temperature, zero)
-    group, left = 1 if kept is None else min(GROUP, max(1, KEPT // k)), 0
+    """Rows whose classes lie side by side, as many at once as a vector has lanes, if what is kept of them has
+    room; returns how many are left to the careful kernel."""
+    v, wide = vector(zero), vector(0.0)
+    inv_T, scale, left = cast(1.0 / temperature, zero), cast(LOG2E / temperature, zero), 0
+    lanes, room = width(v), kept.size // KEPT
+    pitch = -(-k // lanes) * lanes
+    group = min(lanes, max(1, room // pitch))
+    # Of longer rows a block is kept, and computed again for every sweep.
+    block = min(k, room)
     for low in range(0, n, group):
-        size = min(group, n - low)
+        row, size = first + low, min(group, n - low)
+        store(tops, 0, group_tops(x, x_geometry, row, size, k, square, v))
+        store(tops, ROWS, group_tops(y, y_geometry, row, size, k, square, v))
         for g in range(size):
-            i, j = row_start(x_geometry, first + low + g), row_start(y_geometry, first + low + g)
-            m_p, m_q = row_max(x, i, k, v), row_max(y, j, k, v)
-            records[TOP_P * GROUP + g], records[TOP_Q * GROUP + g] = m_p, m_q
-            records[Z_P * GROUP + g] = exp_sum(x, i, k, m_p, scale, kept, g * k, v)
-            records[Z_Q * GROUP + g] = exp_sum(y, j, k, m_q, scale, kept, KEPT + width(v) + g * k, v)
+            i, j = row_start(x_geometry, row + g), row_start(y_geometry, row + g)
+            Z_p, Z_q = wide, wide
+            for b in range(0, k, block):
+                more_p, more_q = keep_block(x, i + b, y, j + b, min(block, k - b), tops, g, scale, kept, g * pitch, v)
+                Z_p, Z_q = Z_p + more_p, Z_q + more_q
+            put_sums(sums, g, Z_p)
+            put_sums(sums, ROWS + g, Z_q)
+        for g in range(0, lanes, 8):
+            store(records, Z_P * ROWS + g, group_sums(sums, g))
+            store(records, Z_Q * ROWS + g, group_sums(sums, ROWS + g))
         take_logs(records)
         for g in range(size):
-            r = low + g
-            i, j = row_start(x_geometry, first + r), row_start(y_geometry, first + r)
-            following = first + min(r + group, n - 1)
+            i, j = row_start(x_geometry, row + g), row_start(y_geometry, row + g)
+            following = first + min(low + g + group, n - 1)
             next_i, next_j = row_start(x_geometry, following), row_start(y_geometry, following)
-            loss = row_terms(x, i, y, j, k, g, records, inv_T, scale, kept, g * k, next_i, next_j, v)
-            if not loss < np.inf:
-                loss = np.nan
-                left += 1
-            weight = weights[r] if weights.size else 1.0
-            results[r] = weight * unit * loss if weight != 0.0 else 0.0
+            terms, error = wide, wide
+            for b in range(0, k, block):
+                m = min(block, k - b)
+                if block < k:
+                    keep_block(x, i + b, y, j + b, m, tops, g, scale, kept, 0, v)
+                more, more_error = sum_block(
+                    kept, g * pitch, m, g, records, inv_T, w, grad_q, x, next_i + b, y, next_j + b, v
+                )
+                terms, error = terms + more, error + more_error
+            put_sums(sums, g, terms)
+            put_sums(sums, ROWS + g, error)
+        for g in range(0, size, 8):
+            error = group_sums(sums, ROWS + g)
+            loss = without_shift(group_sums(sums, g), error, curvature(w, 0.0))
+            store(records, LOSS * ROWS + g, loss)
+            store(records, ERROR * ROWS + g, error)
+            left += put_lanes(results, low + g, min(size - g, 8), loss, unit, weights, v)
+        if grad_p is None and grad_q is None:
+            continue
+        for g in range(size):
+            weight = weights[low + g] if weights.size else 1.0
+            (p_start, p_stride), (q_start, q_stride) = place_of(p_geometry, row + g), place_of(q_geometry, row + g)
+            if weight == 0.0:
+                fill(0.0, k, grad_p, p_start, p_stride)
+                fill(0.0, k, grad_q, q_start, q_stride)
+            elif results[low + g] == results[low + g]:
+                factor = like_vector(weight * unit * map_scale / temperature, v)
+                i, j, rest = row_start(x_geometry, row + g), row_start(y_geometry, row + g), 0.0
+                if grad_p is not None:
+                    for b in range(0, k, block):
+                        m = min(block, k - b)
+                        if block < k:
+                            keep_block(x, i + b, y, j + b, m, tops, g, scale, kept, 0, v)
+                        rest += sum_gradient_p(kept, g * pitch, m, g, records, inv_T, v)
+                for b in range(0, k, block):
+                    m = min(block, k - b)
+                    if block < k:
+                        keep_block(x, i + b, y, j + b, m, tops, g, scale, kept, 0, v)
+                        sum_block(kept, 0, m, g, records, inv_T, w, grad_q, x, i + b, y, j + b, v)
+                    write_gradients(
+                        kept, g * pitch, m, g, records, rest, inv_T, factor, grad_p, p_start + b * p_stride, p_stride,
+                        grad_q, q_start + b * q_stride, q_stride, streaming, line,
+                    )  # fmt: skip
+    if streaming:
+        fence()
     return left
 
 
@@ -158,7 +287,7 @@ def softmax_kl_rows(
 
 @inline
 def tile_exps(tile, kept, k, scale, v):
-    """Each row's largest logit, and ``Σ e^((x - m)/T)`` with the exponentials in `kept`."""
+    """Each row's ``Σ e^((x - m)/T)``, the exponentials in `kept`; `tile` holds ``x - m`` then."""
     lanes = width(v)
     top, more = v - np.inf, v - np.inf
     for c in range(k):
@@ -166,19 +295,22 @@ def tile_exps(tile, kept, k, scale, v):
     top = larger(top, more)
     total, part = v, v
     for c in range(k):
-        e = exp2_below((load(tile, c * lanes, v) - top) * scale)
+        gap = load(tile, c * lanes, v) - top
+        e = exp2_below(gap * scale)
+        store(tile, c * lanes, gap)
         store(kept, c * lanes, e)
         part += e
         if c % ADDED == ADDED - 1:
             total, part = total + part, v
-    return top, total + part
+    return total + part
 
 
 @kernel
-def softmax_kl_lanes(
-    x, x_geometry, y, y_geometry, first, n, k, temperature, unit, weights, zero, x_tile, y_tile, x_kept, y_kept, results
+def softmax_pair_lanes(
+    x, x_geometry, y, y_geometry, first, n, k, w, temperature, unit, map_scale, weights, zero, x_tile, y_tile, x_kept,
+    y_kept, results, grad_p, p_geometry, grad_q, q_geometry,
 ):  # fmt: skip
-    """The work of `softmax_kl_rows` for few classes, or for rows that lie side by side."""
+    """The work of `softmax_pair_groups` for few classes, or for rows that lie side by side."""
     v, wide = vector(zero), vector(0.0)
     inv_T, scale = cast(1.0 / temperature, zero), cast(LOG2E / temperature, zero)
     lanes, left = width(v), 0
@@ -186,28 +318,58 @@ def softmax_kl_lanes(
     y_ahead, y_line = rows_ahead(y_geometry, lanes)
     r = 0
     while r < n:
-        count = min(lanes, n - r)
-        count = min(count, rows_in_line(x_geometry, first + r), rows_in_line(y_geometry, first + r))
-        i, j = row_start(x_geometry, first + r), row_start(y_geometry, first + r)
+        row = first + r
+        count = min(min(lanes, n - r), min(rows_in_line(x_geometry, row), rows_in_line(y_geometry, row)))
+        count = min(count, min(rows_in_line(p_geometry, row), rows_in_line(q_geometry, row)))
+        i, j = row_start(x_geometry, row), row_start(y_geometry, row)
         fill_tile(x, x_geometry, i, count, k, x_tile, v)
         fill_tile(y, y_geometry, j, count, k, y_tile, v)
-        top_p, Z_p = tile_exps(x_tile, x_kept, k, scale, v)
-        top_q, Z_q = tile_exps(y_tile, y_kept, k, scale, v)
+        Z_p, Z_q = tile_exps(x_tile, x_kept, k, scale, v), tile_exps(y_tile, y_kept, k, scale, v)
         shift, p_factor, q_factor = log_normal(Z_p / Z_q), 1.0 / Z_p, 1.0 / Z_q
-        lower, upper, terms, mean, total_mean = wide, wide, v, v, v
+        lower, upper, terms, error, total_error = wide, wide, v, v, v
         for c in range(k):
             prefetch(x, i + x_ahead + c * x_line)
             prefetch(y, j + y_ahead + c * y_line)
-            gap_p, gap_q = load(x_tile, c * lanes, v) - top_p, load(y_tile, c * lanes, v) - top_q
-            e_p, e_q = load(x_kept, c * lanes, v), load(y_kept, c * lanes, v)
-            terms, mean = gather(gap_p, gap_q, e_p, e_q, inv_T, shift, p_factor, q_factor, terms, mean)
+            p, q = load(x_kept, c * lanes, v) * p_factor, load(y_kept, c * lanes, v) * q_factor
+            delta = pair_delta(load(x_tile, c * lanes, v) - load(y_tile, c * lanes, v), inv_T, shift)
+            difference = softmax_kl_difference(p, q, delta)
+            if grad_p is not None:
+                store(x_tile, c * lanes, delta)
+            if grad_q is not None:
+                store(y_tile, c * lanes, difference)
+            terms, error = terms + pair_term(p, q, delta, difference, w), error + difference
             if c % ADDED == ADDED - 1 or c + 1 == k:
                 lower, upper, terms = add_lower(lower, terms), add_upper(upper, terms), v
-                total_mean, mean = total_mean + mean, v
-        lower = without_shift(lower, add_lower(wide, total_mean))
-        upper = without_shift(upper, add_upper(wide, total_mean))
-        left += put_lanes(results, r, min(count, 8), lower, unit, weights, v)
+                total_error, error = total_error + error, v
+        lower = without_shift(lower, add_lower(wide, total_error), curvature(w, 0.0))
+        upper = without_shift(upper, add_upper(wide, total_error), curvature(w, 0.0))
+        left_here = put_lanes(results, r, min(count, 8), lower, unit, weights, v)
         if lanes > 8:
-            left += put_lanes(results, r + 8, count - 8, upper, unit, weights, v)
+            left_here += put_lanes(results, r + 8, count - 8, upper, unit, weights, v)
+        if grad_p is not None or grad_q is not None:
+            factor, weight = like_vector(unit * map_scale / temperature, v), v + 1.0
+            if weights.size:
+                weight = load_first(weights, r, count, v)
+                factor = factor * weight
+            if grad_p is not None:
+                center, rest, part = total_error + joined(lower, upper, v), v, v
+                for c in range(k):
+                    gap = load(x_tile, c * lanes, v) - center
+                    store(x_tile, c * lanes, gap)
+                    part += load(x_kept, c * lanes, v) * p_factor * gap
+                    if c % ADDED == ADDED - 1 or c + 1 == k:
+                        rest, part = rest + part, v
+                for c in range(k):
+                    p = load(x_kept, c * lanes, v) * p_factor
+                    slope = p * (load(x_tile, c * lanes, v) - rest) * factor
+                    store(x_tile, c * lanes, where(weight == 0.0, weight, slope))
+                empty_tile(x_tile, grad_p, p_geometry, row, count, k, results, r, left_here > 0, v)
+            if grad_q is not None:
+                for c in range(k):
+                    q = load(y_kept, c * lanes, v) * q_factor
+                    slope = (q * total_error - load(y_tile, c * lanes, v)) * factor
+                    store(y_tile, c * lanes, where(weight == 0.0, weight, slope))
+                empty_tile(y_tile, grad_q, q_geometry, row, count, k, results, r, left_here > 0, v)
+        left += left_here
         r += count
     return left

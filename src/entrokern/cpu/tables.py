@@ -3,7 +3,8 @@
 What is finite and ordinary is summed here, in the compute type and without a branch; a row in which
 anything else turns up (a number below 0, NaN, infinity, ``p > 0`` over ``q = 0``) comes out as NaN and is
 done again by the careful kernels of `distributions` and `divergences`. ``y=None`` asks for the entropy
-of `x`, ``w=None`` for KL, else for JS of that weight (`terms.EVEN` for 1/2).
+of `x`, ``w=None`` for KL, else for JS of that weight (`terms.EVEN` for 1/2). Gradients (None: not wanted) are
+derivatives by the probabilities themselves: each number's own.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .blocks import CLASS_STRIDE, row_start
+from .blocks import BLOCK, CLASS_STRIDE, row_start, view
 from .compile import inline, kernel
 from .distributions import accumulate
-from .memory import load, load_first, prefetch, store_first, vector, width
+from .maps import write_block
+from .memory import fence, load, load_first, prefetch, store, store_first, vector, width
+from .row_groups import fill, place_of
 from .simd import any_lane, lanes_sum, where
 from .terms import (
     add_lower,
@@ -23,12 +26,17 @@ from .terms import (
     bits,
     difference,
     doubtful,
+    entropy_slope,
     entropy_term,
     join_signs,
+    js_slope,
     js_term,
+    kl_slope_p,
+    kl_slope_q,
     kl_term,
     lowest_below,
     mixture,
+    other_weight,
     refused,
 )
 from .tiles import fill_tile, rows_ahead, rows_in_line
@@ -36,6 +44,7 @@ from .tiles import fill_tile, rows_ahead, rows_in_line
 # A large term among many small ones loses a little with each: sums in the compute type are kept short.
 PIECE = 16  # vectors, in two sums
 ADDED = 8  # classes
+NEAR = 1 << 14  # numbers
 
 
 def of_second(y, i, v):
@@ -99,8 +108,8 @@ def piece_record(x, i, y, j, n, w, v, signs, low):
     return lanes_sum(terms) + lanes_sum(more_terms), lanes_sum(lower + upper), signs, low
 
 
-@kernel
-def table_rows(x, x_geometry, y, y_geometry, first, n, k, w, unit, weights, zero, results):
+@inline
+def sum_rows(x, x_geometry, y, y_geometry, first, n, k, w, unit, weights, zero, results):
     """Rows whose classes lie side by side; returns how many are left to the careful kernel."""
     v, one = vector(zero), vector(zero) + 1.0
     piece, left = PIECE * width(v), 0
@@ -126,9 +135,9 @@ def table_rows(x, x_geometry, y, y_geometry, first, n, k, w, unit, weights, zero
 # --- lanes: a row per lane --------------------------------------------------------------------------
 
 
-@kernel
-def table_lanes(x, x_geometry, y, y_geometry, first, n, k, w, unit, weights, zero, x_tile, y_tile, results):
-    """The work of `table_rows` for few classes, or for rows that lie side by side."""
+@inline
+def sum_lanes(x, x_geometry, y, y_geometry, first, n, k, w, unit, weights, zero, x_tile, y_tile, results):
+    """The work of `sum_rows` for few classes, or for rows that lie side by side."""
     v, wide, one = vector(zero), vector(0.0), vector(zero) + 1.0
     lanes, left = width(v), 0
     x_ahead, x_line = rows_ahead(x_geometry, lanes)
@@ -175,3 +184,78 @@ def put_lanes(results, r, count, loss, unit, weights, v):
         loss = where(weight == 0.0, weight, loss * weight)
     store_first(results, r, count, loss)
     return 1 if any_lane(loss != loss) else 0
+
+
+# --- gradients, in float64: what is left of a logarithm beside 1 may be little ---------------------------
+
+
+@inline
+def slopes(p, q, w):
+    """The derivatives of vectors of terms by `p` and by `q`."""
+    if q is None:
+        return entropy_slope(p), None
+    if w is None:
+        return kl_slope_p(p, q), kl_slope_q(p, q)
+    return js_slope(p, q, w), js_slope(q, p, other_weight(w))
+
+
+@inline
+def write_slopes(
+    x, x_geometry, y, y_geometry, row, n, k, w, slope, weights, results, grad_p, p_geometry, grad_q, q_geometry,
+    streaming, line,
+):  # fmt: skip
+    """The gradients of rows whose classes lie side by side, but for those left to the careful kernel."""
+    wide = vector(0.0)
+    line_p, line_q = view(line, 0, BLOCK), view(line, BLOCK, BLOCK)
+    for r in range(n):
+        i, j = row_start(x_geometry, row + r), 0 if y is None else row_start(y_geometry, row + r)
+        (p_start, p_stride), (q_start, q_stride) = place_of(p_geometry, row + r), place_of(q_geometry, row + r)
+        weight = weights[r] if weights.size else 1.0
+        if weight == 0.0:
+            fill(0.0, k, grad_p, p_start, p_stride)
+            fill(0.0, k, grad_q, q_start, q_stride)
+        elif results[r] == results[r]:
+            for b in range(0, k, BLOCK):
+                m = min(BLOCK, k - b)
+                # Both before either is written: it may be written over an operand.
+                for c in range(0, m, width(wide)):
+                    p = load_first(x, i + b + c, m - c, wide + 1.0)
+                    q = first_of_second(y, j + b + c, m - c, wide + 1.0)
+                    by_p, by_q = slopes(p, q, w)
+                    if grad_p is not None:
+                        store(line_p, c, by_p * (weight * slope))
+                    if grad_q is not None:
+                        store(line_q, c, by_q * (weight * slope))
+                if grad_p is not None:
+                    write_block(line_p, m, grad_p, p_start + b * p_stride, p_stride, streaming)
+                if grad_q is not None:
+                    write_block(line_q, m, grad_q, q_start + b * q_stride, q_stride, streaming)
+
+
+@kernel
+def tables(
+    x, x_geometry, y, y_geometry, first, n, k, w, unit, map_scale, weights, zero, squares, results, grad_p, p_geometry,
+    grad_q, q_geometry, streaming, line,
+):  # fmt: skip
+    """Losses and gradients of rows, by `sum_lanes` if there are `squares` for it; returns how many rows are left
+    to the careful kernel."""
+    left, step = 0, n
+    if grad_p is not None or grad_q is not None:
+        step = max(1, NEAR // k)  # rows that are still in cache when their gradients are written
+    for low in range(0, n, step):
+        size, row = min(step, n - low), first + low
+        losses, row_weights = view(results, low, size), view(weights, low, size if weights.size else 0)
+        if squares is None:
+            left += sum_rows(x, x_geometry, y, y_geometry, row, size, k, w, unit, row_weights, zero, losses)
+        else:
+            left += sum_lanes(
+                x, x_geometry, y, y_geometry, row, size, k, w, unit, row_weights, zero, squares[0], squares[1], losses
+            )
+        if grad_p is not None or grad_q is not None:
+            write_slopes(
+                x, x_geometry, y, y_geometry, row, size, k, w, unit * map_scale, row_weights, losses, grad_p, p_geometry,
+                grad_q, q_geometry, streaming, line,
+            )  # fmt: skip
+    if streaming:
+        fence()
+    return left

@@ -7,6 +7,8 @@ the same division and the same polynomial.
 
 from __future__ import annotations
 
+from math import inf
+
 from numba import types
 
 from .. import _formulas
@@ -122,12 +124,12 @@ def _of_mixture(p: Value, m: Value, difference: Value) -> Value:
     return select(near, close_term(difference, s, tail), far_term(p, difference, s, n, tail))
 
 
-def _even_js_term(p: Value, q: Value) -> Value:
-    """`js_term` for w = 1/2: ``(p+q)/4·[(1+t)·log(1+t) + (1-t)·log(1-t)]`` with ``t = |p-q|/(p+q)``.
+def _even_js_term(p: Value, q: Value, difference: Value) -> Value:
+    """`_js_term` for w = 1/2: ``(p+q)/4·[(1+t)·log(1+t) + (1-t)·log(1-t)]`` with ``t = |p-q|/(p+q)``.
 
     One division instead of two. The logarithms cancel where t is small; their series does not.
     """
-    distance, both = magnitude(p - q), p + q
+    distance, both = magnitude(difference), p + q
     t = over(distance, both)
     u = t * t
     near = distance * t * (u * polynomial(u, EVEN_JS) + 1.0) * 0.25
@@ -147,15 +149,26 @@ def mixture(p: Value, q: Value, w: Value) -> Value:
     return p * w + q * (1.0 - w)
 
 
-@emitted
-def js_term(p: Value, q: Value, w: Value) -> Value:
+def _js_term(p: Value, q: Value, difference: Value, w: Value) -> Value:
     """``w·[p·log(p/m) - p + m] + (1-w)·[q·log(q/m) - q + m]``: the added ``m - p`` and ``m - q`` cancel."""
     if w.kind == types.boolean and p.dtype == types.float32:
-        return _even_js_term(p, q)
+        return _even_js_term(p, q, difference)
     w = _weight(p, w)
-    rest, difference = 1.0 - w, p - q
+    rest = 1.0 - w
     m = p * w + q * rest
     return w * _of_mixture(p, m, difference * rest) + rest * _of_mixture(q, m, difference * -w)
+
+
+@emitted
+def js_term(p: Value, q: Value, w: Value) -> Value:
+    """The term of JS of two probabilities."""
+    return _js_term(p, q, p - q, w)
+
+
+@emitted
+def softmax_js_term(p: Value, q: Value, difference: Value, w: Value) -> Value:
+    """The term of JS of two softmaxes, whose difference is known better than they are."""
+    return _js_term(p, q, difference, w)
 
 
 @emitted
@@ -164,36 +177,124 @@ def entropy_term(p: Value) -> Value:
     return select(p == 0.0, p, -p * log_normal(p))
 
 
+# --- derivatives by probabilities, in float64 of operands of 32 bits and less, whose quotients do not overflow ---
+
+
+@emitted
+def other_weight(w: Value) -> Value:
+    """``1 - w``; of the sign for 1/2 itself."""
+    return w if w.kind == types.boolean else 1.0 - w
+
+
+@emitted
+def entropy_slope(p: Value) -> Value:
+    """``-(log p + 1)``"""
+    return -(select(p == 0.0, p.constant(-inf), log_normal(p)) + 1.0)
+
+
+def _log_quotient(p: Value, q: Value) -> Value:
+    """``log(p/q)`` by one division; -inf for ``p = 0``, but ``log(0/0) = 0``."""
+    (high, low), n = LN2[p.dtype], steps(p, q)
+    moved = halved(p, n)
+    s, n = over(moved - q, moved + q), whole(n)
+    u = s * s
+    result = n * high + ((s + s) * (u * polynomial(u, THIRD[p.dtype]) + 1.0) + n * low)
+    return select(p == 0.0, select(q == 0.0, p, p.constant(-inf)), result)
+
+
+@emitted
+def kl_slope_p(p: Value, q: Value) -> Value:
+    """``log(p/q) + 1``, with ``log(0/0) = 0``."""
+    return _log_quotient(p, q) + 1.0
+
+
+@emitted
+def kl_slope_q(p: Value, q: Value) -> Value:
+    """``-p/q``, 0 for ``p = 0``."""
+    return select(p == 0.0, p, -p / q)
+
+
+@emitted
+def js_slope(p: Value, q: Value, w: Value) -> Value:
+    """``w·log(p/m)`` with ``m = w·p + (1-w)·q`` and ``log(0/0) = 0``."""
+    w = _weight(p, w)
+    # Of equal operands m may be another number by its last digit.
+    return w * select(p == q, p.constant(0.0), _log_quotient(p, p * w + q * (1.0 - w)))
+
+
+@emitted
+def pair_delta(gaps: Value, inv_T: Value, shift: Value) -> Value:
+    """``δ = log(p/q)`` of two softmaxes, from ``(a - m_a) - (b - m_b)`` and ``log Z_p - log Z_q``.
+
+    Where p is 0, a large negative number instead of -inf or NaN: times p it is nothing.
+    """
+    delta = gaps * inv_T - shift
+    return larger(delta, delta.constant(-1e30))
+
+
+def _near(delta: Value) -> Value:
+    return magnitude(delta) < 1.0
+
+
 @emitted
 def softmax_kl_term(p: Value, q: Value, delta: Value) -> Value:
     """``p·(δ + expm1(-δ))`` with ``δ = log(p/q)``: by its series where ``|δ| < 1``, else with `q` itself."""
-    near = (delta > -1.0) & (delta < 1.0)
-    term = select(near, p * delta * delta * polynomial(delta, EXPM1_TAIL[p.dtype]), p * delta + (q - p))
-    return select(p == 0.0, q, term)
+    mean = p * delta
+    return select(_near(delta), mean * (delta * polynomial(delta, EXPM1_TAIL[p.dtype])), mean - (p - q))
 
 
 @emitted
-def softmax_kl_mean(p: Value, delta: Value) -> Value:
-    """``p·δ``, of which the sum is the divergence too, as a difference of large terms: see `without_shift`."""
-    return select(p == 0.0, p, p * delta)
+def softmax_kl_difference(p: Value, q: Value, delta: Value) -> Value:
+    """``p - q = -p·expm1(-δ)``."""
+    mean = p * delta
+    return select(_near(delta), mean - mean * (delta * polynomial(delta, EXPM1_TAIL[p.dtype])), p - q)
 
 
 @emitted
-def without_shift(terms: Value, mean: Value) -> Value:
-    """The sum of the terms as it would be without the common error of all δ, that of ``log Z_p - log Z_q``.
+def without_shift(terms: Value, h: Value, curvature: Value) -> Value:
+    """The sum of the terms as it would be without the common error `h` of all δ, that of ``log Z_p - log Z_q``.
 
-    Were δ right, ``Σ p·δ - Σ terms = Σ (p - q)`` would be 0; an error of h makes it h, and adds ``h²/2`` to the
-    terms, which is all there is to see where the operands are equal but for the last digits.
+    Were δ right, ``Σ (p - q)`` would be 0; an error of h makes it h, and adds ``curvature·h²/2`` to the terms (KL: 1,
+    JS: ``w·(1-w)``), which is all there is to see where the operands are equal but for the last digits.
     """
-    h = mean - terms
-    total = terms - 0.5 * h * h
+    total = terms - 0.5 * curvature * h * h
     return select(total < 0.0, total.constant(0.0), total)
+
+
+@emitted
+def js_curvature(like: Value, w: Value) -> Value:
+    w = _weight(like, w)
+    return w * (1.0 - w)
 
 
 @emitted
 def zero_times(b: Value, gap: Value) -> Value:
     """``b·gap``, 0 for ``b = 0`` also where the gap is infinite."""
     return select(b == 0.0, b, b * gap)
+
+
+@emitted
+def is_excess(e: Value) -> Value:
+    """Which numbers of `exp2_or_excess` are ``2^t - 1``."""
+    return e.bits() < 0
+
+
+def _target_slope(e: Value, excess: Value, b: Value, A: Value, S: Value) -> Value:
+    """``A·e^z - b·Z`` with ``Z = 1 + S``: of numbers near each other only what is exact is subtracted."""
+    return (select(excess, A, A.constant(0.0)) - b) + A * e - b * S
+
+
+@emitted
+def target_slope(e: Value, lower: Value, upper: Value, A: Value, S: Value, A_upper: Value, S_upper: Value) -> Value:
+    """``A·e^z - b·Z`` from what `exp2_or_excess` gives, in float64; `lower` and `upper` are the halves of the
+    targets b, ``A = Σb``."""
+    excess, lanes = is_excess(e), e.kind.lanes
+    halves = [list(range(lanes // 2)), list(range(lanes // 2, lanes))]
+    parts = [
+        _target_slope(e.shuffled(e, half).converted(types.float64), excess.shuffled(excess, half), b, a, s)
+        for half, b, a, s in zip(halves, (lower, upper), (A, A_upper), (S, S_upper), strict=True)
+    ]
+    return parts[0].converted(e.dtype).shuffled(parts[1].converted(e.dtype), list(range(lanes)))
 
 
 # --- sums in float64, and what the fast way leaves to the careful one -------------------------------
@@ -209,6 +310,15 @@ def add_lower(total: Value, a: Value) -> Value:
 def add_upper(total: Value, a: Value) -> Value:
     """Add the other half (float64: there is none)."""
     return total if a.dtype == types.float64 else total + upper_half(a)
+
+
+@emitted
+def joined(lower: Value, upper: Value, like: Value) -> Value:
+    """Both halves of the lanes, given in float64, as one vector of the type of `like` (float64: the first)."""
+    if like.dtype == types.float64:
+        return lower
+    lanes = list(range(like.kind.lanes))
+    return lower.converted(like.dtype).shuffled(upper.converted(like.dtype), lanes)
 
 
 @emitted

@@ -6,12 +6,13 @@ that is not full hold some finite row or other, and no result depends on them.
 
 from __future__ import annotations
 
-from .blocks import AXES, CLASS_STRIDE, SIZES
+from .blocks import AXES, CLASS_STRIDE, SIZES, narrow, row_start
 from .compile import inline
-from .memory import load_first, store, width
-from .transpose import load_2, load_3, load_4, load_8_columns, load_columns
+from .memory import load, load_first, store, store_next, width
+from .transpose import load_2, load_3, load_4, load_8_columns, load_columns, store_columns
 
 AHEAD = 2048  # elements
+NO_LIMIT = 1 << 30
 
 
 @inline
@@ -22,7 +23,9 @@ def row_step(geometry):
 
 @inline
 def rows_in_line(geometry, row):
-    """How many rows from `row` on are `row_step` apart."""
+    """How many rows from `row` on are `row_step` apart (None for no array: any)."""
+    if geometry is None:
+        return NO_LIMIT
     axes = geometry[AXES]
     if axes == 1:
         return geometry[SIZES] - row
@@ -49,6 +52,24 @@ def fill_tile(x, geometry, start, count, k, tile, v):
     else:
         for c in range(k):
             store(tile, c * lanes, load_first(x, start + c * stride, count, v))
+
+
+@inline
+def empty_tile(tile, out, geometry, row, count, k, results, r, some_left, v):
+    """Write a tile to `count` rows of `out` from `row` on, but for those whose result, from `r` on, is NaN
+    (`some_left` says whether there are any): an input that is written over is still needed there."""
+    lanes, stride, start, step = width(v), geometry[CLASS_STRIDE], row_start(geometry, row), row_step(geometry)
+    if stride == 1 and not some_left:
+        for c in range(0, k, lanes):
+            store_columns(tile, c * lanes, lanes, out, start + c, step, count, k - c, v)
+    elif step == 1 and not some_left:
+        for c in range(k):
+            store_next(out, start + c * stride, count, load(tile, c * lanes, v))
+    else:
+        for i in range(count):
+            if results[r + i] == results[r + i]:
+                for c in range(k):
+                    out[start + i * step + c * stride] = narrow(tile[c * lanes + i], out)
 
 
 @inline
