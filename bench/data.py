@@ -155,6 +155,17 @@ def two_logits(n: int, k: int, dtype: np.dtype[Any]) -> Case:
     return Case(normal(n, k, dtype), normal(n, k, dtype, 1), rows(n, dtype))
 
 
+def dense_gradient(n: int, k: int, dtype: np.dtype[Any]) -> Case:
+    case = logits_and_distribution(n, k, dtype)
+    return replace(case, grad=np.zeros_like(case.x))
+
+
+def student_and_teacher(n: int, k: int, dtype: np.dtype[Any]) -> Case:
+    """Two arrays of logits, and the gradient by the first."""
+    case = two_logits(n, k, dtype)
+    return replace(case, grad=np.zeros_like(case.x))
+
+
 def two_distributions(n: int, k: int, dtype: np.dtype[Any]) -> Case:
     return Case(probabilities(n, k, dtype), probabilities(n, k, dtype, 1), rows(n, dtype))
 

@@ -70,6 +70,12 @@ def divergence(case: Case, form: Any) -> Results:
     return (ek.kl_divergence(case.x, case.y, p_form=form, q_form=form, out=case.out),)
 
 
+def distillation(case: Case) -> Results:
+    """KL from the teacher `y` to the student `x`, and the gradient by the latter."""
+    forms: Any = {"p_form": "logits", "q_form": "logits"}
+    return _tuple(ek.kl_divergence(case.y, case.x, **forms, return_grad="q", out=case.out, grad_out=case.grad))
+
+
 def js_divergence(case: Case) -> Results:
     return (ek.js_divergence(case.x, case.y, out=case.out),)
 
@@ -109,10 +115,12 @@ OPERATIONS = (
     Operation("CE + gradient", "ce+gradient", data.labelled_gradient, cross_entropy, 1, 0, (.85, .65, .50, .35)),
     Operation("CE + gradient into x", "ce+gradient", data.labelled_in_place, cross_entropy, 1, 0, (.85, .65, .50, .35)),
     Operation("CE, dense target", "ce_dense", data.logits_and_distribution, cross_entropy, 1, 0, (.85, .65, .45, .35)),
+    Operation("CE, dense target + gradient", "ce_dense+gradient", data.dense_gradient, cross_entropy, 1, 0),
     Operation("entropy, logits", "entropy_logits", data.logits, logits_entropy, 1, 0, (.90, .75, .55, .40)),
     Operation("logsumexp", "logsumexp", data.logits, logsumexp, 1, 0, (.90, .75, .55, .40), signed=True),
     Operation("score, all rows", "score", data.labelled, score, 1, 0, beside_loss=True, signed=True),
     Operation("KL, logits", "kl_logits", data.two_logits, logits_kl, 2, 0, (.70, .65, .45, .35)),
+    Operation("KL, logits + gradient", "distillation+gradient", data.student_and_teacher, distillation, 2, 0),
     Operation("KL, probs", "kl", data.two_distributions, probs_kl, 0, 1, (.85, .70, .50, .40)),
     Operation("JS, probs", "js", data.two_distributions, js_divergence, 0, 2, (.70, .70, .50, .40)),
     Operation("entropy, probs", "entropy", data.distributions, probs_entropy, 0, 1),

@@ -38,9 +38,9 @@ STYLE = {
 PANELS = {  # of the shares: what belongs side by side
     "Cross-entropy": ("CE", "CE, peaked", "CE, sorted rows"),
     "Cross-entropy by dtype": ("CE", "CE, float64", "CE, float16", "CE, bfloat16"),
-    "With gradient; dense target": ("CE + gradient", "CE + gradient into x", "CE, dense target"),
+    "With gradient": ("CE + gradient", "CE + gradient into x", "CE, dense target + gradient", "KL, logits + gradient"),
     "Entropy and logsumexp": ("entropy, logits", "logsumexp", "entropy, probs"),
-    "Divergences": ("KL, logits", "KL, probs", "JS, probs"),
+    "Divergences; dense target": ("CE, dense target", "KL, logits", "KL, probs", "JS, probs"),
     "Many labels; all scores": ("BCE, multi-label rows", "score, all rows"),
 }
 BARS = (

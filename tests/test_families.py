@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import entrokern as ek
+from entrokern.cpu.lanes import stage_rows
 from entrokern.cpu.quantities import GROUPS_UP_TO, LANES_UP_TO
 from entrokern.cpu.simd import BYTES
 
@@ -115,3 +116,34 @@ def test_rows_of_logits_in_blocks(k):
             wanted = function(*args, **{"reduction": "none"} | options)
         for got, want in zip(function(*args, **{"reduction": "none"} | options), wanted, strict=True):
             np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("k", [2, 3, 21, 130, 300, 700])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_stages_of_rows_side_by_side(dtype, k):
+    """Several tiles are brought in at a time: as many rows as end before, with, after and far from such a stage; in
+    pictures whose planes end in the middle of one; the gradient apart and in place. All as for rows in one piece."""
+    stage = stage_rows(k, compute(dtype))
+    for pictures, points in ((1, stage - 1), (1, stage), (2, 3 * stage + 1), (3, 2 * stage + stage // 2)):
+        x, y = rows(dtype, k, pictures * points)
+        x[points // 2] = np.nan
+        loss, gradient = ek.cross_entropy(x, y, reduction="none", return_grad=True)
+        planes = np.ascontiguousarray(x.reshape(pictures, points, k).swapaxes(1, 2))
+        options = {"axis": 1, "reduction": "none"}
+        labels = y.reshape(pictures, points)
+        details = ek.score(planes, labels, outputs=("loss", "entropy", "argmax", "rank"), axis=1)
+        same = ek.score(x, y, outputs=("loss", "entropy", "argmax", "rank"))
+        for name in ("loss", "entropy", "argmax", "rank"):
+            found = getattr(details, name).reshape(-1)
+            np.testing.assert_allclose(found, getattr(same, name), rtol=1e-4, atol=1e-5)
+        found, found_gradient = ek.cross_entropy(planes, labels, **options, return_grad=True)
+        np.testing.assert_allclose(found.reshape(-1), loss, rtol=1e-4, atol=1e-5)
+        as_rows = found_gradient.swapaxes(1, 2).reshape(-1, k).astype(float)
+        tiny = {"rtol": 2e-3, "atol": 1e-6} if dtype == np.float16 else {"rtol": 1e-4, "atol": 1e-7}
+        np.testing.assert_allclose(as_rows, gradient.astype(float), **tiny)
+        ek.cross_entropy(planes, labels, **options, grad_out=planes)
+        np.testing.assert_array_equal(planes, found_gradient)
+
+
+def compute(dtype):
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)

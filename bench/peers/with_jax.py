@@ -22,6 +22,10 @@ def cross_entropy(x: Any, y: Any, axis: int = -1) -> Any:
     return -jnp.take_along_axis(log_p, jnp.expand_dims(y, axis), axis).squeeze(axis)
 
 
+def dense_cross_entropy(x: Any, y: Any) -> Any:
+    return -(y * jax.nn.log_softmax(x)).sum(-1)
+
+
 def kl_of_logits(x: Any, y: Any) -> Any:
     p, q = jax.nn.log_softmax(x), jax.nn.log_softmax(y)
     return (jnp.exp(p) * (p - q)).sum(-1)
@@ -71,11 +75,13 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "ce": cross_entropy,
     "ce_axis1": lambda x, y: cross_entropy(x, y, 1),
     "ce+gradient": and_gradient(cross_entropy),
-    "ce_dense": lambda x, y: -(y * jax.nn.log_softmax(x)).sum(-1),
+    "ce_dense": dense_cross_entropy,
+    "ce_dense+gradient": and_gradient(dense_cross_entropy),
     "entropy_logits": entropy_of_logits,
     "logsumexp": lambda x: special.logsumexp(x, -1),
     "score": score,
     "kl_logits": kl_of_logits,
+    "distillation+gradient": and_gradient(lambda x, y: kl_of_logits(y, x)),
     "kl": lambda x, y: special.rel_entr(x, y).sum(-1),
     "js": js,
     "entropy": lambda x: special.entr(x).sum(-1),

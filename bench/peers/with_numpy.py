@@ -48,6 +48,12 @@ def dense_cross_entropy(case: Case) -> Results:
     return (-(case.y * log_softmax(case.x)).sum(axis=-1),)
 
 
+def dense_gradient(case: Case) -> Results:
+    log_p = log_softmax(case.x)
+    total = case.y.sum(axis=-1, keepdims=True)
+    return -(case.y * log_p).sum(axis=-1), np.exp(log_p) * total - case.y
+
+
 def logsumexp(case: Case) -> Results:
     m = case.x.max(axis=-1, keepdims=True)
     return (np.log(np.exp(case.x - m).sum(axis=-1)) + m[:, 0],)
@@ -77,6 +83,13 @@ def score(case: Case) -> Results:
 def kl_of_logits(case: Case) -> Results:
     log_p, log_q = log_softmax(case.x), log_softmax(case.y)
     return ((np.exp(log_p) * (log_p - log_q)).sum(axis=-1),)
+
+
+def distillation(case: Case) -> Results:
+    """KL from the teacher `y` to the student `x`, and the gradient by the latter."""
+    log_p, log_q = log_softmax(case.y), log_softmax(case.x)
+    p = np.exp(log_p)
+    return (p * (log_p - log_q)).sum(axis=-1), np.exp(log_q) - p
 
 
 def kl(case: Case) -> Results:
@@ -128,10 +141,12 @@ LOSSES = {
     "ce_axis1": bound(cross_entropy),
     "ce+gradient": bound(cross_entropy_gradient),
     "ce_dense": bound(dense_cross_entropy),
+    "ce_dense+gradient": bound(dense_gradient),
     "entropy_logits": bound(entropy_of_logits),
     "logsumexp": bound(logsumexp),
     "score": bound(score),
     "kl_logits": bound(kl_of_logits),
+    "distillation+gradient": bound(distillation),
     "kl": bound(kl),
     "js": bound(js),
     "entropy": bound(entropy),

@@ -62,6 +62,7 @@ FUNCTIONS: dict[str, Loss] = {
     "logsumexp": lambda x: torch.logsumexp(x, -1),
     "score": score,
     "kl_logits": kl_of_logits,
+    "distillation": lambda x, y: kl_of_logits(y, x),
     "kl": lambda x, y: F.kl_div(y.log(), x, reduction="none").sum(-1),
     "js": js,
     "entropy": lambda x: torch.special.entr(x).sum(-1),
@@ -100,7 +101,7 @@ def calls(prepare: Callable[[Loss], Loss] = lambda loss: loss) -> dict[str, Call
     made: dict[str, Callable[[Case], Call]] = {
         name: lambda case, loss=loss: plain(prepare(loss), case) for name, loss in FUNCTIONS.items()
     }
-    for name in ("ce", "bce"):
+    for name in ("ce", "ce_dense", "distillation", "bce"):
         made[f"{name}+gradient"] = lambda case, loss=FUNCTIONS[name]: with_gradient(prepare(loss), case)
     return made
 

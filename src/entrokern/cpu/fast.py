@@ -12,10 +12,10 @@ from .._call import Call
 from .blocks import BLOCK
 from .launch import Source, Target, streams
 from .operands import Layout, Operand
+from .row_groups import ROWS
 from .soft_target_gradients import RECORDS as SUMS
 from .soft_target_gradients import soft_target_gradient_groups, soft_target_gradient_lanes
 from .soft_targets import soft_target_lanes, soft_target_rows
-from .row_groups import ROWS
 from .softmax_pairs import KEPT, RECORDS, ROOM, softmax_pair_groups, softmax_pair_lanes
 from .tables import tables
 from .terms import EVEN
@@ -113,8 +113,8 @@ def fast_softmax_pairs(call: Call, x: Layout, y: Source, grad_p: Target, grad_q:
         room = min(ROOM // zero.itemsize, ROWS * (k + lanes))
         return left_of(loss, softmax_pair_groups(
             *arguments, np.empty(KEPT * room, zero.dtype), np.empty(lanes * lanes, zero.dtype),
-            np.empty(2 * ROWS, zero.dtype), np.zeros(2 * ROWS * 8), np.ones(RECORDS * ROWS), loss, *gradients, streaming,
-            np.empty(BLOCK, zero.dtype),
+            np.empty(2 * ROWS, zero.dtype), np.zeros(2 * ROWS * 8), np.ones(RECORDS * ROWS), loss, *gradients,
+            streaming, np.empty(BLOCK, zero.dtype),
         ))  # fmt: skip
 
     return run
@@ -141,18 +141,18 @@ def fast_soft_targets(call: Call, x: Layout, y: Source, grad: Target) -> Fast | 
     def run(call: Call, p: Operand, b: Operand, start: int, weights: Array, results: Array) -> Array:
         loss = results[0]
         arguments = (*p, *b, start, loss.size, k, temperature, unit)
-        if with_gradient:
-            more = (map_scale, weights, zero)
-            target = grad.of(call.maps["grad"])
-            if chosen == "lanes":
-                return left_of(loss, soft_target_gradient_lanes(*arguments, *more, *room_for_tiles(k, zero, 2), loss, *target))
-            room = min(ROOM // zero.itemsize, ROWS * (k + 16))
-            return left_of(loss, soft_target_gradient_groups(
-                *arguments, *more, np.empty(room, zero.dtype), np.empty(16 * 16, zero.dtype), np.empty(ROWS, zero.dtype),
-                np.zeros(3 * ROWS * 8), np.zeros(SUMS * ROWS), loss, *target, streaming, np.empty(BLOCK, zero.dtype),
-            ))  # fmt: skip
-        if chosen == "lanes":
+        if not with_gradient and chosen == "rows":
+            return left_of(loss, soft_target_rows(*arguments, weights, zero, loss))
+        if not with_gradient:
             return left_of(loss, soft_target_lanes(*arguments, weights, zero, *room_for_tiles(k, zero, 2), loss))
-        return left_of(loss, soft_target_rows(*arguments, weights, zero, loss))
+        for_gradient = *arguments, map_scale, weights, zero
+        target = grad.of(call.maps["grad"])
+        if chosen == "lanes":
+            return left_of(loss, soft_target_gradient_lanes(*for_gradient, *room_for_tiles(k, zero, 2), loss, *target))
+        room = min(ROOM // zero.itemsize, ROWS * (k + 16))
+        return left_of(loss, soft_target_gradient_groups(
+            *for_gradient, np.empty(room, zero.dtype), np.empty(16 * 16, zero.dtype), np.empty(ROWS, zero.dtype),
+            np.zeros(3 * ROWS * 8), np.zeros(SUMS * ROWS), loss, *target, streaming, np.empty(BLOCK, zero.dtype),
+        ))  # fmt: skip
 
     return run

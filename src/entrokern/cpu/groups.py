@@ -35,8 +35,9 @@ from .map_terms import map_terms, special, special_row
 from .maps import GRAD, LOG_SOFTMAX, shifted, write_block
 from .math import cast, log1p_positive, lowered
 from .memory import copy_out, fence, load, load_first, prefetch_to_write, store, store_next, vector, width
+from .row_groups import largest
 from .rows import first_bad_label
-from .simd import BYTES, any_lane, lane_numbers, larger, like_vector, where
+from .simd import BYTES, any_lane, lane_numbers, like_vector, where
 from .statistics import block_gaps, block_statistics, block_sum, class_of
 from .transpose import rows_max, rows_min, rows_sum
 
@@ -56,15 +57,6 @@ def room(k: int, dtype: np.dtype[Any]) -> int:
 def start_of(geometry, first, r, n):
     """Where row r of the n from `first` on begins; beyond them the last one's place."""
     return row_start(geometry, first + min(r, n - 1))
-
-
-@inline
-def partial_max(row, v):
-    """The largest logits of a row, a vector of them; NaN apart."""
-    top = v - np.inf
-    for c in range(0, row.size, width(v)):
-        top = larger(load_first(row, c, row.size - c, v - np.inf), top)
-    return top
 
 
 @inline
@@ -126,7 +118,7 @@ def softmax_groups(
     waiting, place = 0, 0
     weighed, smoothed = has_weights(ignore, weights, class_weight), options[SMOOTHING] > 0.0
     for r in range(w):
-        store(tops, r * w, partial_max(view(x, start_of(geometry, first, r, n), k), v))
+        store(tops, r * w, largest(x, start_of(geometry, first, r, n), k, v))
     for low in range(0, n, w):
         count, at = min(w, n - low), low % GROUP
         if labels.size and low % CHECKED == 0:

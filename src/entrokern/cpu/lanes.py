@@ -1,7 +1,10 @@
 """Kernel family *lanes*: one row per lane, for few classes or a strided class axis.
 
-A tile holds two vectors of rows, class by class, in L1: ``tile[c·ROWS + r]`` is class c of row r. A last
+A tile holds two vectors of rows, class by class, in L1: ``tile[c·pitch + r]`` is class c of row r. A last
 tile that is not full repeats its last row, so that a row's result does not depend on its neighbours.
+
+Classes of rows side by side lie in as many places of memory, each worth a visit only for a good deal at a time:
+several tiles' worth is brought into a stage, while the tiles of another stage are computed.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ from .transpose import (
 
 CHECKED = 4096  # labels checked at once, still in cache when they are used
 EARLY = 8  # classes
+STAGE = 1 << 17  # bytes at most
 PARTIAL = 16  # classes summed before their sum is added to the others': half the rounding
 
 
@@ -67,6 +71,12 @@ def tile_size(k: int, dtype: np.dtype[Any]) -> int:
     """Elements of a tile: room for whole squares of classes."""
     lanes = BYTES // dtype.itemsize
     return -(-k // lanes) * lanes * 2 * lanes
+
+
+def stage_rows(k: int, dtype: np.dtype[Any]) -> int:
+    """How many rows make a stage, a power of two of tiles: as many as give a class a kilobyte, if there is room."""
+    room = max(1, STAGE // (tile_size(k, dtype) * dtype.itemsize))
+    return min(8, 1 << (room.bit_length() - 1)) * 2 * (BYTES // dtype.itemsize)
 
 
 # --- rows into a tile and back --------------------------------------------------------------------
@@ -113,24 +123,43 @@ def fill_tile(x, geometry, row, start, step, count, k, tile, like):
 
 
 @inline
-def look_ahead(x, stride, start, step, c, k, tile, like, filling):
+def fill_stage(x, start, stride, low, high, k, shift, stage, like):
+    """Parts ``low … high - 1`` of a stage: a class has ``2^shift`` of them, two vectors each, and comes before the
+    next one. The same of the class `EARLY` later is asked for: lines a power of two apart would drive each other
+    out of the cache if asked for sooner."""
+    w = width(like)
+    for part in range(low, high):
+        c, r = part >> shift, (part & ((1 << shift) - 1)) * 2 * w
+        early = start + r + (c + EARLY) * stride
+        if c + EARLY >= k:
+            early += (2 * w << shift) - k * stride  # the next stage's
+        prefetch(x, early)
+        prefetch(x, early + w)
+        at = (c << shift) * 2 * w + r
+        store(stage, at, load(x, start + c * stride + r, like))
+        store(stage, at + w, load(x, start + c * stride + r + w, like))
+
+
+@inline
+def look_ahead(x, stride, start, step, c, k, like, next_start, part, shift, stage):
     """Do the c-th part of what the next tiles will need, while this one is computed.
 
-    Of rows side by side, the next tile's class c is brought in (`filling`), asked for only `EARLY` classes
-    before: lines a power of two apart would drive each other out of the cache if asked for sooner. Else
+    Of rows side by side, a part of the next stage is filled (`part` is this tile's first, or -1 for none). Else
     lines of the tile after the next are asked for.
     """
     w = width(like)
-    if filling:
-        early = start + 2 * w + (c + EARLY) * stride if c + EARLY < k else start + 4 * w + (c + EARLY - k) * stride
-        prefetch(x, early)
-        prefetch(x, early + w)
-        store(tile, c * 2 * w, load(x, start + 2 * w + c * stride, like))
-        store(tile, c * 2 * w + w, load(x, start + 3 * w + c * stride, like))
+    if part >= 0:
+        fill_stage(x, next_start, stride, part + c, part + c + 1, k, shift, stage, like)
     else:
         ahead = start + 4 * w * step + c * (2 * w if stride == 1 else stride)
         prefetch(x, ahead)
         prefetch(x, ahead + w)
+
+
+@inline
+def rows_adjacent(geometry, row, count, left):
+    """Whether the next `count` rows of those `left` lie side by side."""
+    return count <= left and row_step(geometry, row, count) == 1
 
 
 @inline
@@ -140,7 +169,7 @@ def in_one_line(geometry, step, k):
 
 
 @inline
-def store_tile(tile, out, geometry, row, count, k, like, line):
+def store_tile(tile, pitch, out, geometry, row, count, k, like, line):
     """Write a tile to `out`; rows without a gap only to `line`, from where they are copied a tile later:
     what has just been stored in parts cannot be loaded as a whole before it has reached the cache."""
     w, stride = width(like), geometry[CLASS_STRIDE]
@@ -148,42 +177,42 @@ def store_tile(tile, out, geometry, row, count, k, like, line):
     if in_one_line(geometry, step, k):
         for g in range(0, min(count, 2 * w), w):
             if k == 2:
-                store_2(tile, g, 2 * w, line, g * k, like)
+                store_2(tile, g, pitch, line, g * k, like)
             elif k == 3:
-                store_3(tile, g, 2 * w, line, g * k, like)
+                store_3(tile, g, pitch, line, g * k, like)
             elif k == 4:
-                store_4(tile, g, 2 * w, line, g * k, like)
+                store_4(tile, g, pitch, line, g * k, like)
             elif k <= w:
-                store_short_columns(tile, g, 2 * w, line, g * k, k, like)
+                store_short_columns(tile, g, pitch, line, g * k, k, like)
             else:
                 for c in range(0, k, w):
-                    store_columns(tile, c * 2 * w + g, 2 * w, line, g * k + c, k, count - g, k - c, like)
+                    store_columns(tile, c * pitch + g, pitch, line, g * k + c, k, count - g, k - c, like)
         prefetch_to_write(out, start + 6 * w * k)  # the cache line that two tiles share, not written whole
     elif step == 1:
         for c in range(k):
-            store_next(out, start + c * stride, count, load(tile, c * 2 * w, like))
-            store_next(out, start + c * stride + w, count - w, load(tile, c * 2 * w + w, like))
+            store_next(out, start + c * stride, count, load(tile, c * pitch, like))
+            store_next(out, start + c * stride + w, count - w, load(tile, c * pitch + w, like))
     elif stride == 1 and step != 0:
         for g in range(0, min(count, 2 * w), w):
             for c in range(0, k, w):
-                store_columns(tile, c * 2 * w + g, 2 * w, out, start + g * step + c, step, count - g, k - c, like)
+                store_columns(tile, c * pitch + g, pitch, out, start + g * step + c, step, count - g, k - c, like)
     else:
         for r in range(count):
             start = row_start(geometry, row + r)
             for c in range(k):
-                out[start + c * stride] = narrow(tile[c * 2 * w + r], out)
+                out[start + c * stride] = narrow(tile[c * pitch + r], out)
 
 
 # --- the record of every row ----------------------------------------------------------------------
 
 
 @inline
-def tile_max(tile, k, like):
+def tile_max(tile, pitch, k, like):
     """Each row's largest logit."""
     w = width(like)
     a, b = load(tile, 0, like), load(tile, w, like)
     for c in range(1, k):
-        a, b = larger(load(tile, c * 2 * w, like), a), larger(load(tile, c * 2 * w + w, like), b)
+        a, b = larger(load(tile, c * pitch, like), a), larger(load(tile, c * pitch + w, like), b)
     return a, b
 
 
@@ -195,7 +224,7 @@ def add_below(x, m, e, total, below):
 
 
 @inline
-def tile_sums(tile, k, scale, m_a, m_b, y_a, y_b, x, stride, start, step, other, filling):
+def tile_sums(tile, pitch, k, scale, m_a, m_b, y_a, y_b, x, stride, start, step, next_start, part, shift, stage):
     """Each row's ``S``, the largest logit left out, and its label's logit."""
     w = width(m_a)
     zero = like_vector(0.0, m_a)
@@ -203,8 +232,8 @@ def tile_sums(tile, k, scale, m_a, m_b, y_a, y_b, x, stride, start, step, other,
     for low in range(0, k, PARTIAL):
         sum_a, sum_b = zero, zero
         for c in range(low, min(k, low + PARTIAL)):
-            look_ahead(x, stride, start, step, c, k, other, m_a, filling)
-            a, b = load(tile, c * 2 * w, m_a), load(tile, c * 2 * w + w, m_a)
+            look_ahead(x, stride, start, step, c, k, m_a, next_start, part, shift, stage)
+            a, b = load(tile, c * pitch, m_a), load(tile, c * pitch + w, m_a)
             sum_a, below_a = add_below(a, m_a, raised_exp2((a - m_a) * scale), sum_a, below_a)
             sum_b, below_b = add_below(b, m_b, raised_exp2((b - m_b) * scale), sum_b, below_b)
             this = like_vector(c, m_a)
@@ -215,7 +244,7 @@ def tile_sums(tile, k, scale, m_a, m_b, y_a, y_b, x, stride, start, step, other,
 
 
 @inline
-def tile_statistics(tile, k, scale, m_a, m_b, x, stride, start, step, other, filling):
+def tile_statistics(tile, pitch, k, scale, m_a, m_b, x, stride, start, step, next_start, part, shift, stage):
     """Each row's ``S`` and ``Σ e^(z-m)·log2 e^(z-m)``."""
     w = width(m_a)
     zero = like_vector(0.0, m_a)
@@ -223,8 +252,8 @@ def tile_statistics(tile, k, scale, m_a, m_b, x, stride, start, step, other, fil
     for low in range(0, k, PARTIAL):
         sum_a, sum_b, part_a, part_b = zero, zero, zero, zero
         for c in range(low, min(k, low + PARTIAL)):
-            look_ahead(x, stride, start, step, c, k, other, m_a, filling)
-            a, b = load(tile, c * 2 * w, m_a), load(tile, c * 2 * w + w, m_a)
+            look_ahead(x, stride, start, step, c, k, m_a, next_start, part, shift, stage)
+            a, b = load(tile, c * pitch, m_a), load(tile, c * pitch + w, m_a)
             t_a, t_b = clipped((a - m_a) * scale), clipped((b - m_b) * scale)
             e_a, e_b = raised_exp2(t_a), raised_exp2(t_b)
             sum_a, below_a = add_below(a, m_a, e_a, sum_a, below_a)
@@ -235,26 +264,25 @@ def tile_statistics(tile, k, scale, m_a, m_b, x, stride, start, step, other, fil
 
 
 @inline
-def tile_ranks(tile, at, k, m, y):
+def tile_ranks(tile, pitch, at, k, m, y):
     """Of one vector of rows: the label's logit, the first largest logit, how many are above the label's."""
-    step = 2 * width(m)
     zero = like_vector(0.0, m)
     y_logit, argmax, above = zero, zero, zero
     for c in range(k - 1, -1, -1):
-        x, this = load(tile, c * step + at, m), like_vector(c, m)
+        x, this = load(tile, c * pitch + at, m), like_vector(c, m)
         y_logit, argmax = where(y == this, x, y_logit), where(x == m, this, argmax)
     for c in range(k):
-        above = where(load(tile, c * step + at, m) > y_logit, above + 1.0, above)
+        above = where(load(tile, c * pitch + at, m) > y_logit, above + 1.0, above)
     return y_logit, argmax, above
 
 
 @inline
-def tile_gaps(tile, at, k, m, class_weight):
+def tile_gaps(tile, pitch, at, k, m, class_weight):
     """Of one vector of rows: the mean over the classes of ``w·(m - x)``, what label smoothing adds."""
     gaps = like_vector(0.0, m)
     for c in range(k):
         w = (class_weight[c] if class_weight.size else 1.0) / k
-        gap = m - load(tile, c * 2 * width(m) + at, m)
+        gap = m - load(tile, c * pitch + at, m)
         gaps += where(gap == gap, like_vector(0.0, m), gap) if w == 0.0 else gap * like_vector(w, m)
     return gaps
 
@@ -263,25 +291,24 @@ def tile_gaps(tile, at, k, m, class_weight):
 
 
 @inline
-def tile_log_softmax(tile, at, k, inv_T, m, sums):
+def tile_log_softmax(tile, pitch, at, k, inv_T, m, sums):
     """Replace the logits of one vector of rows by ``(z - m) - log Z``."""
-    step, L = 2 * width(m), log1p_positive(sums)
+    L = log1p_positive(sums)
     for c in range(k):
-        store(tile, c * step + at, (load(tile, c * step + at, m) - m) * inv_T - L)
+        store(tile, c * pitch + at, (load(tile, c * pitch + at, m) - m) * inv_T - L)
 
 
 @inline
-def tile_softmax(tile, at, k, scale, m, factor, y, own):
+def tile_softmax(tile, pitch, at, k, scale, m, factor, y, own):
     """Replace the logits of one vector of rows by ``factor·e^(z-m)``, that of class `y` by `own`."""
-    step = 2 * width(m)
     for c in range(k):
-        e = exp2_below((load(tile, c * step + at, m) - m) * scale)
-        store(tile, c * step + at, where(y == like_vector(c, m), own, e * factor))
+        e = exp2_below((load(tile, c * pitch + at, m) - m) * scale)
+        store(tile, c * pitch + at, where(y == like_vector(c, m), own, e * factor))
 
 
 @inline
 def write_tile(
-    kind, tile, x, geometry, first, low, count, k, labels, records, at, options, scale,
+    kind, tile, pitch, x, geometry, first, low, count, k, labels, records, at, options, scale,
     weighed, out, out_geometry, line,
 ):  # fmt: skip
     """Turn a tile of logits into the map `kind` and write it to `out`."""
@@ -292,14 +319,14 @@ def write_tile(
         m, sums = load(records, MAX * GROUP + record, v), load(records, S * GROUP + record, v)
         factor, own, y = map_terms(kind, records, record, row, count - g, labels, options, scale, weighed)
         if kind == LOG_SOFTMAX:
-            tile_log_softmax(tile, g, k, cast(options[INV_TEMPERATURE], scale), m, sums)
+            tile_log_softmax(tile, pitch, g, k, cast(options[INV_TEMPERATURE], scale), m, sums)
         else:
-            tile_softmax(tile, g, k, scale, m, factor, y, own)
+            tile_softmax(tile, pitch, g, k, scale, m, factor, y, own)
         if any_lane(special(records, record, count - g, v, weighed)):
             for r in range(g, min(g + w, count)):
                 start = row_start(geometry, first + low + r)
-                special_row(kind, x, start, geometry[CLASS_STRIDE], k, records, at + r, weighed, tile, r, 2 * w)
-    store_tile(tile, out, out_geometry, first + low, count, k, v, line)
+                special_row(kind, x, start, geometry[CLASS_STRIDE], k, records, at + r, weighed, tile, r, pitch)
+    store_tile(tile, pitch, out, out_geometry, first + low, count, k, v, line)
 
 
 @kernel
@@ -311,8 +338,11 @@ def softmax_lanes(
     v = vector(scale)
     w = width(v)
     none, total = like_vector(-1.0, v), 0.0
-    stride, half, filling = geometry[CLASS_STRIDE], tiles.size // 2, False
-    tile, other = view(tiles, 0, half), view(tiles, half, half)
+    stride, (small, stage, next_stage) = geometry[CLASS_STRIDE], tiles
+    wide, shift = stage.size // k, 0
+    while 2 * w << shift < wide:
+        shift += 1
+    staged, filling, sub, next_start = False, False, 0, 0
     line, last_line = view(work, 0, work.size // 2), view(work, work.size // 2, work.size // 2)
     waiting, place = 0, 0
     for low in range(0, n, 2 * w):
@@ -322,23 +352,33 @@ def softmax_lanes(
             if bad >= 0:
                 return low + bad, 0.0
         at, start, step = low % (4 * w), row_start(geometry, first + low), row_step(geometry, first + low, count)
-        tile, other = other, tile
-        if not filling:
+        if sub == 1 << shift:
+            staged, sub, stage, next_stage = filling, 0, next_stage, stage
+        if not staged and wide and rows_adjacent(geometry, first + low, wide, n - low):
+            fill_stage(x, start, stride, 0, k << shift, k, shift, stage, v)
+            staged = True
+        if staged:
+            if sub == 0:
+                filling, next_start = rows_adjacent(geometry, first + low, 2 * wide, n - low), start + wide
+            tile, pitch = view(stage, sub * 2 * w, stage.size - sub * 2 * w), 2 * w << shift
+            part = sub * k if filling else -1
+            sub += 1
+        else:
+            tile, pitch, part = small, 2 * w, -1
             fill_tile(x, geometry, first + low, start, step, count, k, tile, v)
-        filling = low + 4 * w <= n and step == 1 and row_step(geometry, first + low, 4 * w) == 1
         y_a, y_b = none, none
         if labels.size:
             y_a, y_b = load_next(labels, low, count, none), load_next(labels, low + w, count - w, none)
-        m_a, m_b = tile_max(tile, k, v)
+        m_a, m_b = tile_max(tile, pitch, k, v)
         if more:
             S_a, S_b, spread_a, spread_b = tile_statistics(
-                tile, k, scale, m_a, m_b, x, stride, start, step, other, filling
+                tile, pitch, k, scale, m_a, m_b, x, stride, start, step, next_start, part, shift, next_stage
             )
             store(records, SPREAD * GROUP + at, spread_a)
             store(records, SPREAD * GROUP + at + w, spread_b)
         else:
             S_a, S_b, logit_a, logit_b = tile_sums(
-                tile, k, scale, m_a, m_b, y_a, y_b, x, stride, start, step, other, filling
+                tile, pitch, k, scale, m_a, m_b, y_a, y_b, x, stride, start, step, next_start, part, shift, next_stage
             )
             store(records, Y_LOGIT * GROUP + at, logit_a)
             store(records, Y_LOGIT * GROUP + at + w, logit_b)
@@ -349,14 +389,14 @@ def softmax_lanes(
         if more and (labels.size or results[ARGMAX].size):
             for g in range(0, 2 * w, w):
                 y = load_next(labels, low + g, count - g, none) if labels.size else none
-                y_logit, argmax, above = tile_ranks(tile, g, k, load(records, MAX * GROUP + at + g, v), y)
+                y_logit, argmax, above = tile_ranks(tile, pitch, g, k, load(records, MAX * GROUP + at + g, v), y)
                 store(records, Y_LOGIT * GROUP + at + g, y_logit)
                 put_next(results[ARGMAX], low + g, count - g, argmax)
                 put_next(results[RANK], low + g, count - g, above)
         if options[SMOOTHING] > 0.0:
             for g in range(0, 2 * w, w):
                 m = load(records, MAX * GROUP + at + g, v)
-                store(records, GAPS * GROUP + at + g, tile_gaps(tile, g, k, m, class_weight))
+                store(records, GAPS * GROUP + at + g, tile_gaps(tile, pitch, g, k, m, class_weight))
         weighed = has_weights(ignore, weights, class_weight)
         if weighed:
             put_weights(records, at, low, count, labels, ignore, weights, class_weight)
@@ -369,7 +409,7 @@ def softmax_lanes(
             )  # fmt: skip
         if out is not None:
             write_tile(
-                kind, tile, x, geometry, first, low, count, k, labels, records, at, options, scale,
+                kind, tile, pitch, x, geometry, first, low, count, k, labels, records, at, options, scale,
                 weighed, out, out_geometry, line,
             )  # fmt: skip
             if in_one_line(out_geometry, row_step(out_geometry, first + low, count), k):

@@ -117,6 +117,8 @@ def softmax_work(call: Call) -> RecordWork:
     kinds = MAPS | ({"grad": MAPS["entropy_grad"]} if call.quantity == "entropy" else {})
     maps = [(name, kinds[name], Layout(call.maps[name])) for name in in_place_last(call)]
     chosen = family(call, x)
+    staged = 0 if x.geometry[0] == 1 else call.k * lanes.stage_rows(call.k, dtype)
+    sizes = lanes.tile_size(call.k, dtype), staged, staged
     kernel: Any = {"lanes": softmax_lanes, "groups": softmax_groups, "rows": softmax_rows}[chosen]
 
     def work(call: Call, start: int, stop: int, results: tuple[Array, ...]) -> tuple[int, float]:
@@ -126,7 +128,8 @@ def softmax_work(call: Call) -> RecordWork:
         weights = row_weights(call, start, stop)
         stage: Any
         if chosen == "lanes":
-            stage, scratch = (np.empty(2 * lanes.tile_size(call.k, dtype), dtype) for _ in range(2))
+            stage = tuple(np.empty(size, dtype) for size in sizes)
+            scratch = np.empty(2 * lanes.tile_size(call.k, dtype), dtype)
         elif chosen == "groups":
             stage, scratch = np.empty(groups.tiles_size(dtype), dtype), np.empty(groups.room(call.k, dtype), dtype)
         else:

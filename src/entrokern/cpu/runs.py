@@ -152,9 +152,7 @@ def read(typing, run, i, count, otherwise):
             return widened(Value(builder, stored, storage), otherwise.dtype).llvm
         mask = first_lanes(builder, arguments[2], lanes)
         stored = masked_load(builder, pointer, mask, ir.Constant(llvm_type(storage), None), size)
-        return builder.select(
-            mask, widened(Value(builder, stored, storage), otherwise.dtype).llvm, arguments[3]
-        )
+        return builder.select(mask, widened(Value(builder, stored, storage), otherwise.dtype).llvm, arguments[3])
 
     return otherwise(run, types.intp, types.intp if partly else types.none, otherwise), build
 

@@ -129,9 +129,7 @@ def soft_target_gradient_groups(
                 for b in range(0, k, block):
                     m = min(block, k - b)
                     if block < k:
-                        sum_block(
-                            x, i + b, y, j + b, m, like_vector(tops[g], v), scale, kept, 0, i + b, j + b, v
-                        )
+                        sum_block(x, i + b, y, j + b, m, like_vector(tops[g], v), scale, kept, 0, i + b, j + b, v)
                     write_slopes(
                         kept, g * pitch, y, j + b, m, A, rest, cast(factor, zero), grad, start + b * stride, stride,
                         streaming, line, v,

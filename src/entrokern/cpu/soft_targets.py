@@ -12,8 +12,8 @@ from .blocks import row_start
 from .compile import inline, kernel
 from .math import LOG2E, cast, exp2_below, log1p, log1p_positive
 from .memory import load, load_first, prefetch, vector, width
-from .simd import any_lane, lanes_max, lanes_sum, larger, like_vector, where
 from .row_groups import largest
+from .simd import any_lane, lanes_max, lanes_sum, larger, like_vector, where
 from .tables import ADDED, PIECE, put_lanes
 from .terms import add_lower, add_upper, bits, join_signs, negative, zero_times
 from .tiles import fill_tile, rows_ahead, rows_in_line

@@ -202,8 +202,8 @@ def sum_block(kept, at, n, g, records, inv_T, w, grad_q, x, next_i, y, next_j, v
 
 @kernel
 def softmax_pair_groups(
-    x, x_geometry, y, y_geometry, first, n, k, w, temperature, unit, map_scale, weights, zero, kept, square, tops, sums, records,
-    results, grad_p, p_geometry, grad_q, q_geometry, streaming, line,
+    x, x_geometry, y, y_geometry, first, n, k, w, temperature, unit, map_scale, weights, zero, kept, square, tops, sums,
+    records, results, grad_p, p_geometry, grad_q, q_geometry, streaming, line,
 ):  # fmt: skip
     """Rows whose classes lie side by side, as many at once as a vector has lanes, if what is kept of them has
     room; returns how many are left to the careful kernel."""

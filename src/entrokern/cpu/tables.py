@@ -253,8 +253,8 @@ def tables(
             )
         if grad_p is not None or grad_q is not None:
             write_slopes(
-                x, x_geometry, y, y_geometry, row, size, k, w, unit * map_scale, row_weights, losses, grad_p, p_geometry,
-                grad_q, q_geometry, streaming, line,
+                x, x_geometry, y, y_geometry, row, size, k, w, unit * map_scale, row_weights, losses, grad_p,
+                p_geometry, grad_q, q_geometry, streaming, line,
             )  # fmt: skip
     if streaming:
         fence()
