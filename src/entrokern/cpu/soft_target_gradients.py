@@ -16,10 +16,10 @@ from .maps import write_block
 from .math import LOG2E, cast, exp2_or_excess, log1p_positive
 from .memory import fence, load, load_first, prefetch, store, vector, width
 from .row_groups import ROWS, fill, group_sums, group_tops, place_of, put_sums
-from .simd import lanes_set, larger, like_vector, where
+from .simd import lanes_set, like_vector, where
 from .tables import ADDED, PIECE, put_lanes
 from .terms import add_lower, add_upper, bits, is_excess, join_signs, joined, negative, target_slope, zero_times
-from .tiles import empty_tile, fill_tile, rows_ahead, rows_in_line
+from .tiles import empty_tile, fill_tile, rows_ahead, rows_in_line, tile_top
 
 ROOM = 1 << 17  # bytes of exponentials that are kept from sweep to sweep
 HALF = 8  # lanes of float64
@@ -168,10 +168,7 @@ def soft_target_gradient_lanes(
         i, j = row_start(x_geometry, row), row_start(y_geometry, row)
         fill_tile(x, x_geometry, i, count, k, x_tile, v)
         fill_tile(y, y_geometry, j, count, k, y_tile, v)
-        top, more = v - np.inf, v - np.inf
-        for c in range(k):
-            top, more = more, larger(load(x_tile, c * lanes, v), top)
-        top = larger(top, more)
+        top = tile_top(x_tile, k, v)
         S_lower, S_upper, A_lower, A_upper, gap_sum = wide, wide, wide, wide, v
         rest, ones, gaps, signs = v, v - 1.0, v, bits(v)  # one of the largest is left out
         for c in range(k):

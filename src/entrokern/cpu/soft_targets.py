@@ -13,10 +13,10 @@ from .compile import inline, kernel
 from .math import LOG2E, cast, exp2_below, log1p, log1p_positive
 from .memory import load, load_first, prefetch, vector, width
 from .row_groups import largest
-from .simd import any_lane, lanes_max, lanes_sum, larger, like_vector, where
+from .simd import any_lane, lanes_max, lanes_sum, like_vector, where
 from .tables import ADDED, PIECE, put_lanes
 from .terms import add_lower, add_upper, bits, join_signs, negative, zero_times
-from .tiles import fill_tile, rows_ahead, rows_in_line
+from .tiles import fill_tile, rows_ahead, rows_in_line, tile_top
 
 PREFETCHED = 1 << 13  # classes: longer rows would push each other out of the cache
 
@@ -98,10 +98,7 @@ def soft_target_lanes(
         i, j = row_start(x_geometry, first + r), row_start(y_geometry, first + r)
         fill_tile(x, x_geometry, i, count, k, x_tile, v)
         fill_tile(y, y_geometry, j, count, k, y_tile, v)
-        top, more = v - np.inf, v - np.inf
-        for c in range(k):
-            top, more = more, larger(load(x_tile, c * lanes, v), top)
-        top = larger(top, more)
+        top = tile_top(x_tile, k, v)
         all_rest, all_gaps, all_mass = v, v, v
         rest, ties, gaps, mass, signs = v, v - 1.0, v, v, bits(v)
         for c in range(k):

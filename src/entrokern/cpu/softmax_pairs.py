@@ -17,7 +17,7 @@ from .maps import write_block
 from .math import LOG2E, cast, exp2_below, log_normal
 from .memory import fence, load, load_first, prefetch, store, vector, width
 from .row_groups import ROWS, fill, group_sums, group_tops, place_of, put_sums
-from .simd import lanes_sum, larger, like_vector, where
+from .simd import lanes_sum, like_vector, where
 from .tables import ADDED, PIECE, put_lanes
 from .terms import (
     add_lower,
@@ -30,7 +30,7 @@ from .terms import (
     softmax_kl_term,
     without_shift,
 )
-from .tiles import empty_tile, fill_tile, rows_ahead, rows_in_line
+from .tiles import empty_tile, fill_tile, rows_ahead, rows_in_line, tile_top
 
 ROOM = 1 << 17  # bytes of a row's (or group's) numbers that are kept from sweep to sweep, of each kind:
 E_P, E_Q, GAPS, DIFFERENCE, KEPT = range(5)
@@ -288,11 +288,7 @@ def softmax_pair_groups(
 @inline
 def tile_exps(tile, kept, k, scale, v):
     """Each row's ``Σ e^((x - m)/T)``, the exponentials in `kept`; `tile` holds ``x - m`` then."""
-    lanes = width(v)
-    top, more = v - np.inf, v - np.inf
-    for c in range(k):
-        top, more = more, larger(load(tile, c * lanes, v), top)
-    top = larger(top, more)
+    lanes, top = width(v), tile_top(tile, k, v)
     total, part = v, v
     for c in range(k):
         gap = load(tile, c * lanes, v) - top

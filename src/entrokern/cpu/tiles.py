@@ -6,9 +6,12 @@ that is not full hold some finite row or other, and no result depends on them.
 
 from __future__ import annotations
 
+import numpy as np
+
 from .blocks import AXES, CLASS_STRIDE, SIZES, narrow, row_start
 from .compile import inline
 from .memory import load, load_first, store, store_next, width
+from .simd import larger
 from .transpose import load_2, load_3, load_4, load_8_columns, load_columns, store_columns
 
 AHEAD = 2048  # elements
@@ -52,6 +55,15 @@ def fill_tile(x, geometry, start, count, k, tile, v):
     else:
         for c in range(k):
             store(tile, c * lanes, load_first(x, start + c * stride, count, v))
+
+
+@inline
+def tile_top(tile, k, v):
+    """The largest logit of each row of a tile; a NaN is passed over."""
+    top, more = v - np.inf, v - np.inf
+    for c in range(k):
+        top, more = more, larger(load(tile, c * width(v), v), top)
+    return larger(top, more)
 
 
 @inline
