@@ -22,8 +22,12 @@ from .tables import ADDED, PIECE, put_lanes
 from .terms import (
     add_lower,
     add_upper,
+    far_lower,
+    far_upper,
     joined,
     js_curvature,
+    lost_lower,
+    near_difference,
     pair_delta,
     softmax_js_term,
     softmax_kl_difference,
@@ -55,7 +59,7 @@ def gather_exps(a, b, top_p, top_q, scale, kept, at, sum_p, sum_q):
 def keep_exps(x, i, y, j, n, top_p, top_q, scale, kept, at, v):
     """`gather_exps` of `n` classes, and their ``Σ e^((x - m)/T)``, in the lanes of a vector."""
     lanes, lowest, wide = width(v), v - np.inf, vector(0.0)
-    Z_p, Z_q = wide, wide
+    Z_p, Z_q, lost_p, lost_q = wide, wide, wide, wide
     for b in range(0, n, PIECE * lanes):
         sum_p, sum_q, c, end = v, v, b, min(n, b + PIECE * lanes)
         while c + lanes <= end:
@@ -66,8 +70,10 @@ def keep_exps(x, i, y, j, n, top_p, top_q, scale, kept, at, v):
         if c < end:
             a, d = load_first(x, i + c, n - c, lowest), load_first(y, j + c, n - c, lowest)
             sum_p, sum_q = gather_exps(a, d, top_p, top_q, scale, kept, at + c, sum_p, sum_q)
-        Z_p, Z_q = add_upper(add_lower(Z_p, sum_p), sum_p), add_upper(add_lower(Z_q, sum_q), sum_q)
-    return Z_p, Z_q
+        new_p, new_q = add_lower(Z_p, sum_p), add_lower(Z_q, sum_q)
+        lost_p, lost_q = lost_lower(lost_p, Z_p, new_p, sum_p), lost_lower(lost_q, Z_q, new_q, sum_q)
+        Z_p, Z_q = add_upper(new_p, sum_p), add_upper(new_q, sum_q)
+    return Z_p + lost_p, Z_q + lost_q
 
 
 @inline
@@ -93,35 +99,50 @@ def curvature(w, like):
 
 
 @inline
-def gather_terms(kept, at, inv_T, shift, p_factor, q_factor, w, grad_q, terms, error):
-    """Add a vector of classes to the terms' sum and to ``Σ (p - q)``, which is the error of δ; keep ``p - q`` for
-    `grad_q`.
+def add_difference(e_p, e_q, delta, difference, lower_p, upper_p, lower_q, upper_q, grad_q, error, lower, upper):
+    """Add ``p - q`` to ``Σ (p - q)``, `error` in the compute type, `lower` and `upper` in float64; the factors of both
+    halves of the lanes are ``1/Z``.
 
-    `shift` is ``log Z_p - log Z_q``, the factors are ``1/Z``.
+    With a gradient the sum must not suffer from large terms' rounding: what was not taken from δ is added in float64.
     """
-    room = kept.size // KEPT
-    p, q = load(kept, E_P * room + at, terms) * p_factor, load(kept, E_Q * room + at, terms) * q_factor
-    delta = pair_delta(load(kept, GAPS * room + at, terms), inv_T, shift)
-    difference = softmax_kl_difference(p, q, delta)
-    if grad_q is not None:
-        store(kept, DIFFERENCE * room + at, difference)
-    return terms + pair_term(p, q, delta, difference, w), error + difference
+    if grad_q is None:
+        return error + difference, lower, upper
+    lower += far_lower(e_p, e_q, delta, lower_p, lower_q)
+    upper += far_upper(e_p, e_q, delta, upper_p, upper_q)
+    return error + near_difference(difference, delta), lower, upper
 
 
 @inline
 def sum_terms(kept, at, n, inv_T, shift, p_factor, q_factor, w, grad_q, x, next_i, y, next_j, v):
-    """`gather_terms` of `n` classes, whole vectors: beyond them nothing is kept that adds anything."""
-    lanes, wide = width(v), vector(0.0)
-    total, total_error = wide, wide
+    """The terms of `n` classes and ``Σ (p - q)``, which is the error of δ; ``p - q`` is kept for `grad_q`.
+
+    `shift` is ``log Z_p - log Z_q``, the factors are ``1/Z`` in float64. Whole vectors: what is kept beyond the
+    classes adds nothing.
+    """
+    lanes, room, wide = width(v), kept.size // KEPT, vector(0.0)
+    wide_p, wide_q = wide + p_factor, wide + q_factor
+    p_factor, q_factor = cast(p_factor, inv_T), cast(q_factor, inv_T)
+    total, lost, lower, upper, lost_error = wide, wide, wide, wide, wide
     for b in range(0, n, PIECE * lanes):
         terms, error = v, v
         for c in range(b, min(n, b + PIECE * lanes), lanes):
             prefetch(x, next_i + c)
             prefetch(y, next_j + c)
-            terms, error = gather_terms(kept, at + c, inv_T, shift, p_factor, q_factor, w, grad_q, terms, error)
-        total = add_upper(add_lower(total, terms), terms)
-        total_error = add_upper(add_lower(total_error, error), error)
-    return total, total_error
+            e_p, e_q = load(kept, E_P * room + at + c, v), load(kept, E_Q * room + at + c, v)
+            p, q = e_p * p_factor, e_q * q_factor
+            delta = pair_delta(load(kept, GAPS * room + at + c, v), inv_T, shift)
+            difference = softmax_kl_difference(p, q, delta)
+            if grad_q is not None:
+                store(kept, DIFFERENCE * room + at + c, difference)
+            terms += pair_term(p, q, delta, difference, w)
+            error, lower, upper = add_difference(
+                e_p, e_q, delta, difference, wide_p, wide_p, wide_q, wide_q, grad_q, error, lower, upper
+            )
+        new = add_lower(total, terms)
+        lost, total = lost_lower(lost, total, new, terms), add_upper(new, terms)
+        new = add_lower(lower, error)
+        lost_error, lower, upper = lost_lower(lost_error, lower, new, error), new, add_upper(upper, error)
+    return total + lost, lower + upper + lost_error
 
 
 # ``log Z_p - log Z_q`` is off by some error h, and with it every δ. What is found for Σ(p - q), which is 0, is h
@@ -196,7 +217,7 @@ def keep_block(x, i, y, j, n, tops, g, scale, kept, at, v):
 def sum_block(kept, at, n, g, records, inv_T, w, grad_q, x, next_i, y, next_j, v):
     """`sum_terms` of a block of row `g`."""
     shift = cast(records[SHIFT * ROWS + g], inv_T)
-    p_factor, q_factor = cast(records[Z_P * ROWS + g], inv_T), cast(records[Z_Q * ROWS + g], inv_T)
+    p_factor, q_factor = records[Z_P * ROWS + g], records[Z_Q * ROWS + g]
     return sum_terms(kept, at, n, inv_T, shift, p_factor, q_factor, w, grad_q, x, next_i, y, next_j, v)
 
 
@@ -287,18 +308,18 @@ def softmax_pair_groups(
 
 @inline
 def tile_exps(tile, kept, k, scale, v):
-    """Each row's ``Σ e^((x - m)/T)``, the exponentials in `kept`; `tile` holds ``x - m`` then."""
-    lanes, top = width(v), tile_top(tile, k, v)
-    total, part = v, v
+    """Each row's ``Σ e^((x - m)/T)`` in two halves, the exponentials in `kept`; `tile` holds ``x - m`` then."""
+    lanes, top, wide = width(v), tile_top(tile, k, v), vector(0.0)
+    lower, upper, part = wide, wide, v
     for c in range(k):
         gap = load(tile, c * lanes, v) - top
         e = exp2_below(gap * scale)
         store(tile, c * lanes, gap)
         store(kept, c * lanes, e)
         part += e
-        if c % ADDED == ADDED - 1:
-            total, part = total + part, v
-    return total + part
+        if c % ADDED == ADDED - 1 or c + 1 == k:
+            lower, upper, part = add_lower(lower, part), add_upper(upper, part), v
+    return lower, upper
 
 
 @kernel
@@ -320,25 +341,34 @@ def softmax_pair_lanes(
         i, j = row_start(x_geometry, row), row_start(y_geometry, row)
         fill_tile(x, x_geometry, i, count, k, x_tile, v)
         fill_tile(y, y_geometry, j, count, k, y_tile, v)
-        Z_p, Z_q = tile_exps(x_tile, x_kept, k, scale, v), tile_exps(y_tile, y_kept, k, scale, v)
-        shift, p_factor, q_factor = log_normal(Z_p / Z_q), 1.0 / Z_p, 1.0 / Z_q
-        lower, upper, terms, error, total_error = wide, wide, v, v, v
+        (lower_p, upper_p), (lower_q, upper_q) = (
+            tile_exps(x_tile, x_kept, k, scale, v), tile_exps(y_tile, y_kept, k, scale, v)
+        )  # fmt: skip
+        shift = joined(log_normal(lower_p / lower_q), log_normal(upper_p / upper_q), v)
+        lower_p, upper_p, lower_q, upper_q = 1.0 / lower_p, 1.0 / upper_p, 1.0 / lower_q, 1.0 / upper_q
+        p_factor, q_factor = joined(lower_p, upper_p, v), joined(lower_q, upper_q, v)
+        lower, upper, lower_error, upper_error, terms, error = wide, wide, wide, wide, v, v
         for c in range(k):
             prefetch(x, i + x_ahead + c * x_line)
             prefetch(y, j + y_ahead + c * y_line)
-            p, q = load(x_kept, c * lanes, v) * p_factor, load(y_kept, c * lanes, v) * q_factor
+            e_p, e_q = load(x_kept, c * lanes, v), load(y_kept, c * lanes, v)
+            p, q = e_p * p_factor, e_q * q_factor
             delta = pair_delta(load(x_tile, c * lanes, v) - load(y_tile, c * lanes, v), inv_T, shift)
             difference = softmax_kl_difference(p, q, delta)
             if grad_p is not None:
                 store(x_tile, c * lanes, delta)
             if grad_q is not None:
                 store(y_tile, c * lanes, difference)
-            terms, error = terms + pair_term(p, q, delta, difference, w), error + difference
+            terms += pair_term(p, q, delta, difference, w)
+            error, lower_error, upper_error = add_difference(
+                e_p, e_q, delta, difference, lower_p, upper_p, lower_q, upper_q, grad_q, error, lower_error, upper_error
+            )
             if c % ADDED == ADDED - 1 or c + 1 == k:
                 lower, upper, terms = add_lower(lower, terms), add_upper(upper, terms), v
-                total_error, error = total_error + error, v
-        lower = without_shift(lower, add_lower(wide, total_error), curvature(w, 0.0))
-        upper = without_shift(upper, add_upper(wide, total_error), curvature(w, 0.0))
+                lower_error, upper_error, error = add_lower(lower_error, error), add_upper(upper_error, error), v
+        lower = without_shift(lower, lower_error, curvature(w, 0.0))
+        upper = without_shift(upper, upper_error, curvature(w, 0.0))
+        total_error = joined(lower_error, upper_error, v)
         left_here = put_lanes(results, r, min(count, 8), lower, unit, weights, v)
         if lanes > 8:
             left_here += put_lanes(results, r + 8, count - 8, upper, unit, weights, v)

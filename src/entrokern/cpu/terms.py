@@ -177,6 +177,34 @@ def entropy_term(p: Value) -> Value:
     return select(p == 0.0, p, -p * log_normal(p))
 
 
+@emitted
+def near_difference(difference: Value, delta: Value) -> Value:
+    """What `softmax_kl_difference` took from δ; 0 for what it took from p and q (float64: all of it)."""
+    if difference.dtype == types.float64:
+        return difference
+    return select(_near(delta), difference, difference.constant(0.0))
+
+
+def _far_difference(e_p: Value, e_q: Value, delta: Value, p_factor: Value, q_factor: Value) -> Value:
+    return select(_near(delta), p_factor.constant(0.0), e_p * p_factor - e_q * q_factor)
+
+
+@emitted
+def far_lower(e_p: Value, e_q: Value, delta: Value, p_factor: Value, q_factor: Value) -> Value:
+    """What `near_difference` leaves out, of the first half of the lanes, in float64 from exponentials and factors."""
+    if e_p.dtype == types.float64:
+        return p_factor.constant(0.0)
+    return _far_difference(lower_half(e_p), lower_half(e_q), lower_half(delta), p_factor, q_factor)
+
+
+@emitted
+def far_upper(e_p: Value, e_q: Value, delta: Value, p_factor: Value, q_factor: Value) -> Value:
+    """The same of the other half."""
+    if e_p.dtype == types.float64:
+        return p_factor.constant(0.0)
+    return _far_difference(upper_half(e_p), upper_half(e_q), upper_half(delta), p_factor, q_factor)
+
+
 # --- derivatives by probabilities, in float64 of operands of 32 bits and less, whose quotients do not overflow ---
 
 
@@ -310,6 +338,12 @@ def add_lower(total: Value, a: Value) -> Value:
 def add_upper(total: Value, a: Value) -> Value:
     """Add the other half (float64: there is none)."""
     return total if a.dtype == types.float64 else total + upper_half(a)
+
+
+@emitted
+def lost_lower(lost: Value, total: Value, new: Value, a: Value) -> Value:
+    """`lost` and what ``new = add_lower(total, a)`` has rounded away of a float64; float32 loses nothing there."""
+    return lost + ((total - new) + a) if a.dtype == types.float64 else lost
 
 
 @emitted
