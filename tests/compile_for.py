@@ -105,11 +105,21 @@ CALLS: dict[str, Callable[[Array], Any]] = {
     "kl_divergence": both(lambda x: ek.kl_divergence(x, x, return_grad="q")),
     "kl_divergence alone": both(lambda x: ek.kl_divergence(x, x)),
     "kl_divergence logits": both(lambda x: ek.kl_divergence(x, x, p_form="logits", q_form="logits")),
+    "kl_divergence logits + gradient": both(
+        lambda x: ek.kl_divergence(x, x, p_form="logits", q_form="logits", return_grad="both")
+    ),
+    "kl_divergence log_probs": lambda x: ek.kl_divergence(
+        x, x, p_form="log_probs", q_form="log_probs", return_grad="q"
+    ),
+    "entropy log_probs": lambda x: ek.entropy(x, form="log_probs", return_grad=True),
+    "js_divergence logits": both(lambda x: ek.js_divergence(x, x, p_form="logits", q_form="logits")),
+    "js_divergence + gradient": both(lambda x: ek.js_divergence(x, x, return_grad="p")),
     "js_divergence": both(lambda x: ek.js_divergence(x, x)),
     "binary": lambda x: ek.binary_cross_entropy(x, ones(x), return_grad=True),
     "binary alone": lambda x: ek.binary_cross_entropy(x, x),
     "binary rows": both(lambda x: ek.binary_cross_entropy(x, x, axis=-1, return_grad=True)),
     "binary probs": lambda x: ek.binary_cross_entropy(x, x, form="probs"),
+    "binary log_probs": lambda x: ek.binary_cross_entropy(x, x, form="log_probs", return_grad=True),
     "information": ek.information,
     "kl_estimate": lambda x: ek.kl_estimate(x, x),
     "planted": planted,

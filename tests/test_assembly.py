@@ -43,7 +43,7 @@ CAREFUL = {
     "binary_rows", "cross_entropy_rows", "divergence_rows", "entropy_rows", "information_rows", "kl_estimate_rows",
 }  # fmt: skip
 FILLS = {"memset", "memcpy"}  # what LLVM makes of a loop that sets or copies a whole row
-UNVECTORISED = {"kl_estimate_rows"}  # but with AVX-512: elsewhere its exponential is a call
+UNVECTORISED = {"kl_estimate_rows", "binary_rows"}  # of log-probabilities; with AVX-512 they are vectors
 
 # What only special rows and softcaps run, one element at a time: kernel → functions called and scalar loops.
 SOFTCAP: dict[str, tuple[set[str], int]] = {
