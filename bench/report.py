@@ -19,7 +19,7 @@ Result = dict[str, Any]
 # --- one row of the text --------------------------------------------------------------------------
 
 FIXED = {  # heading: width
-    "operation": 24, "dtype": 8, "k": 6, "ms": 8, "GB/s": 5, "memory": 7, "arithm.": 7, "share": 5, "target": 6,
+    "operation": 28, "dtype": 8, "k": 6, "ms": 8, "GB/s": 5, "memory": 7, "arithm.": 7, "share": 5, "target": 6,
     "": 4, "error": 6, "MB": 5,
 }  # fmt: skip
 
