@@ -283,8 +283,9 @@ def scaling(result: Result) -> Any:
 
     rows = found["k"]
     by_k.set_title(f"CE: time of an element, {rows[0]['elements'] / 1e6:g} million of them")
-    by_k.semilogx([r["k"] for r in rows], [1e9 * r["seconds"] / r["elements"] for r in rows], "o-", color=COLOURS[0])
-    by_k.set_ylim(bottom=0)
+    times = [1e9 * r["seconds"] / r["elements"] for r in rows]
+    by_k.semilogx([r["k"] for r in rows], times, "o-", color=COLOURS[0])
+    by_k.set_ylim(0, 1.1 * max(times))
     by_k.set_xlabel("classes k")
     by_k.set_ylabel("ns")
 
