@@ -247,3 +247,63 @@ def test_equal_operands_have_exactly_no_divergence(dtype: str, k: int) -> None:
     np.testing.assert_array_equal(ek.kl_divergence(x, x.copy(), **LOGITS), 0.0)
     assert (ek.kl_divergence(x, x[::-1], **LOGITS) >= 0).all()
     assert (ek.js_divergence(p, p[::-1]) >= 0).all()
+
+
+# --- what a reader of the kernels found: rounded targets, weights beyond float32, finite masks -------------
+
+
+@pytest.mark.parametrize("k", [4, 400])
+def test_targets_of_more_digits_than_the_logits(k: int) -> None:
+    """A float64 target that float32 would round to 0, and whole ones beyond 2**24."""
+    x = np.zeros((2, k), np.float32)
+    x[:, 1] = -np.inf
+    target = np.full((2, k), 0.5)
+    target[:, 1] = 1e-60
+    for with_gradient in (False, True):
+        loss = ek.cross_entropy(x, target, reduction="none", return_grad=with_gradient)
+        np.testing.assert_array_equal(loss[0] if with_gradient else loss, np.inf)
+    x = np.full((2, k), -200, np.float32)
+    x[:, :2] = 0
+    for dtype in (np.int64, np.int32, np.uint32, np.float64, np.longdouble):
+        counts = np.zeros((2, k), dtype)
+        counts[:, 0], counts[:, 1] = 2**24 + 1, 2**24 + 2
+        gradient = ek.cross_entropy(x, counts, reduction="none", return_grad=True)[1]
+        np.testing.assert_array_equal(gradient[:, :2], [[0.5, -0.5]] * 2)
+
+
+@pytest.mark.parametrize("k", [10, 400])
+@pytest.mark.parametrize("weight", [1e-44, 1e-40, 1e39])
+def test_weights_beyond_float32(k: int, weight: float) -> None:
+    """Of a mean only their ratio counts."""
+    rng = np.random.default_rng(k)
+    x, y = rng.normal(size=(2, 4, k)).astype(np.float32)
+    heavy, plain = (
+        [
+            *ek.kl_divergence(x, y, **LOGITS, reduction="mean", sample_weight=np.full(4, w), return_grad="both")[1:],
+            ek.cross_entropy(x, abs(y), sample_weight=np.full(4, w), return_grad=True)[1],
+        ]
+        for w in (weight, 1.0)
+    )
+    for found, wanted in zip(heavy, plain, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("k", [4, 400])
+def test_finite_masks(k: int) -> None:
+    """p of a masked class may be subnormal, and what it is multiplied by as large as float32 goes."""
+    for low in (-85, -90, -95, -100, -103):
+        x, y = np.zeros((1, k), np.float32), np.zeros((1, k), np.float32)
+        x[0, 1], y[0, 1] = low, np.finfo(np.float32).min
+        options = LOGITS | {"return_grad": "both"}
+        want = evaluate(MP, "kl_divergence", [x, y], options)
+        check(call("kl_divergence", [x, y], options), want, np.dtype(np.float32))
+
+
+@pytest.mark.parametrize("k", [16, 300])
+def test_gradient_of_a_class_with_nearly_all_of_p(k: int) -> None:
+    rng = np.random.default_rng(5)
+    x, y = (0.25 * rng.normal(size=(2, 8, k))).astype(np.float32)
+    x[:, 0] += 15
+    options = LOGITS | {"return_grad": "both", "temperature": 0.5}
+    want = evaluate(MP, "kl_divergence", [x, y], options)
+    check(call("kl_divergence", [x, y], options), want, np.dtype(np.float32))

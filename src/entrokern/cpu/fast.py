@@ -35,6 +35,11 @@ def narrow(call: Call) -> bool:
     return call.x.itemsize < 8 and (call.y is None or call.quantity == "cross_entropy" or call.y.itemsize < 8)
 
 
+def holds(compute: np.dtype[Any], dtype: np.dtype[Any]) -> bool:
+    """Whether numbers of type `dtype` are as they are in the compute type."""
+    return dtype.kind == "b" or (dtype.itemsize <= 2 if dtype.kind in "iu" else dtype.itemsize <= compute.itemsize)
+
+
 def family(k: int, x: Layout, y: Source | None, lanes_up_to: int = LANES_UP_TO) -> str | None:
     """``"rows"`` or ``"lanes"``, or None where neither reads the operands in place."""
     geometries = [x.geometry] if y is None or y.geometry is None else [x.geometry, y.geometry]
@@ -125,15 +130,14 @@ def fast_soft_targets(call: Call, x: Layout, y: Source, grad: Target) -> Fast | 
     plain = call.softcap is None and call.class_weight is None and call.label_smoothing == call.z_loss == 0.0
     if not plain or call.form != "logits":
         return None
+    if call.maps and (set(call.maps) != {"grad"} or not narrow(call)):
+        return None
     zero: Any = np.float32(0) if narrow(call) else np.float64(0)
-    lanes_up_to = SOFTMAX_LANES_UP_TO
-    if call.maps:
-        if set(call.maps) != {"grad"} or not narrow(call):
-            return None
-        # In tiles, targets are float32; of the gradient little may be left beside a target of more digits.
-        lanes_up_to = lanes_up_to if call.y is None or call.y.dtype != np.float64 else 0
-    chosen = family(call.k, x, y, lanes_up_to)
-    if chosen is None or (chosen == "lanes" and (call.k * 16 > TILE_UP_TO or lanes_up_to == 0)):
+    exact = True if call.y is None or holds(zero.dtype, call.y.dtype) else None
+    # Tiles hold what the compute type does; beside a target of more digits, little may be left of the gradient.
+    tiles_do = call.k * 16 <= TILE_UP_TO and not (call.maps and exact is None)
+    chosen = family(call.k, x, y, SOFTMAX_LANES_UP_TO if tiles_do else 0)
+    if chosen is None or (chosen == "lanes" and not tiles_do):
         return None
     k, temperature, unit, map_scale = call.k, call.temperature, call.unit, call.map_scale
     with_gradient, streaming = bool(call.maps), streams(call)
@@ -142,16 +146,16 @@ def fast_soft_targets(call: Call, x: Layout, y: Source, grad: Target) -> Fast | 
         loss = results[0]
         arguments = (*p, *b, start, loss.size, k, temperature, unit)
         if not with_gradient and chosen == "rows":
-            return left_of(loss, soft_target_rows(*arguments, weights, zero, loss))
+            return left_of(loss, soft_target_rows(*arguments, weights, zero, exact, loss))
         if not with_gradient:
-            return left_of(loss, soft_target_lanes(*arguments, weights, zero, *room_for_tiles(k, zero, 2), loss))
+            return left_of(loss, soft_target_lanes(*arguments, weights, zero, exact, *room_for_tiles(k, zero, 2), loss))
         for_gradient = *arguments, map_scale, weights, zero
         target = grad.of(call.maps["grad"])
         if chosen == "lanes":
             return left_of(loss, soft_target_gradient_lanes(*for_gradient, *room_for_tiles(k, zero, 2), loss, *target))
         room = min(ROOM // zero.itemsize, ROWS * (k + 16))
         return left_of(loss, soft_target_gradient_groups(
-            *for_gradient, np.empty(room, zero.dtype), np.empty(16 * 16, zero.dtype), np.empty(ROWS, zero.dtype),
+            *for_gradient, exact, np.empty(room, zero.dtype), np.empty(16 * 16, zero.dtype), np.empty(ROWS, zero.dtype),
             np.zeros(3 * ROWS * 8), np.zeros(SUMS * ROWS), loss, *target, streaming, np.empty(BLOCK, zero.dtype),
         ))  # fmt: skip
 

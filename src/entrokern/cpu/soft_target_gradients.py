@@ -17,8 +17,20 @@ from .math import LOG2E, cast, exp2_or_excess, log1p_positive
 from .memory import fence, load, load_first, prefetch, store, vector, width
 from .row_groups import ROWS, fill, group_sums, group_tops, place_of, put_sums
 from .simd import lanes_set, like_vector, where
-from .tables import ADDED, PIECE, put_lanes
-from .terms import add_lower, add_upper, bits, is_excess, join_signs, joined, negative, target_slope, zero_times
+from .soft_targets import gap_times
+from .tables import ADDED, PIECE, lane_slopes, put_lanes
+from .terms import (
+    add_lower,
+    add_upper,
+    bits,
+    is_excess,
+    join_signs,
+    joined,
+    negative,
+    target_slope,
+    zero_times,
+    zeros_of,
+)
 from .tiles import empty_tile, fill_tile, rows_ahead, rows_in_line, tile_top
 
 ROOM = 1 << 17  # bytes of exponentials that are kept from sweep to sweep
@@ -28,15 +40,15 @@ S, GAPS, MASS, ONES, RECORDS = range(5)
 
 
 @inline
-def gather(a, b, top, scale, kept, at, total, gaps, ones, signs):
+def gather(a, b, exact, top, scale, kept, at, total, gaps, ones, signs):
     """Add vectors of logits and targets to a row's sums; the exponentials go to `kept`."""
     e = exp2_or_excess((a - top) * scale)
     store(kept, at, e)
-    return total + e, gaps + zero_times(b, top - a), ones + lanes_set(is_excess(e)), join_signs(signs, b)
+    return total + e, gaps + gap_times(b, top - a, exact), ones + lanes_set(is_excess(e)), join_signs(signs, b)
 
 
 @inline
-def sum_block(x, i, y, j, n, top, scale, kept, at, next_i, next_j, v):
+def sum_block(x, i, y, j, n, exact, top, scale, kept, at, next_i, next_j, v):
     """Sums of `n` classes: ``Σ e`` of what is in `kept` then, ``Σ b·(m - x)``, ``Σ b``, and how many ones more
     belong to the first."""
     lanes, lowest, wide = width(v), v - np.inf, vector(0.0)
@@ -47,12 +59,12 @@ def sum_block(x, i, y, j, n, top, scale, kept, at, next_i, next_j, v):
             prefetch(x, next_i + c)
             prefetch(y, next_j + c)
             a, b = load(x, i + c, v), load(y, j + c, v)
-            total, gaps, ones, signs = gather(a, b, top, scale, kept, at + c, total, gaps, ones, signs)
+            total, gaps, ones, signs = gather(a, b, exact, top, scale, kept, at + c, total, gaps, ones, signs)
             mass += load(y, j + c, wide) + load(y, j + c + HALF, wide)
             c += lanes
         if c < end:
             a, b = load_first(x, i + c, n - c, lowest), load_first(y, j + c, n - c, v)
-            total, gaps, ones, signs = gather(a, b, top, scale, kept, at + c, total, gaps, ones, signs)
+            total, gaps, ones, signs = gather(a, b, exact, top, scale, kept, at + c, total, gaps, ones, signs)
             mass += load_first(y, j + c, n - c, wide) + load_first(y, j + c + HALF, n - c - HALF, wide)
         S_sum, gap_sum = add_upper(add_lower(S_sum, total), total), add_upper(add_lower(gap_sum, gaps), gaps)
     refused = where(negative(signs), v + np.nan, v)
@@ -80,8 +92,8 @@ def write_slopes(kept, at, y, j, n, A, S, factor, out, start, stride, streaming,
 
 @kernel
 def soft_target_gradient_groups(
-    x, x_geometry, y, y_geometry, first, n, k, temperature, unit, map_scale, weights, zero, kept, square, tops, sums,
-    records, results, grad, g_geometry, streaming, line,
+    x, x_geometry, y, y_geometry, first, n, k, temperature, unit, map_scale, weights, zero, exact, kept, square, tops,
+    sums, records, results, grad, g_geometry, streaming, line,
 ):  # fmt: skip
     """Rows whose classes lie side by side, as many at once as a vector has lanes, if their exponentials have room;
     returns how many are left to the careful kernel."""
@@ -101,7 +113,7 @@ def soft_target_gradient_groups(
             rest, gaps, mass, ones = wide, wide, wide, -1  # one of the largest is left out
             for b in range(0, k, block):
                 more = sum_block(
-                    x, i + b, y, j + b, min(block, k - b), like_vector(tops[g], v), scale, kept, g * pitch,
+                    x, i + b, y, j + b, min(block, k - b), exact, like_vector(tops[g], v), scale, kept, g * pitch,
                     next_i + b, next_j + b, v,
                 )  # fmt: skip
                 rest, gaps, mass, ones = rest + more[0], gaps + more[1], mass + more[2], ones + more[3]
@@ -129,7 +141,9 @@ def soft_target_gradient_groups(
                 for b in range(0, k, block):
                     m = min(block, k - b)
                     if block < k:
-                        sum_block(x, i + b, y, j + b, m, like_vector(tops[g], v), scale, kept, 0, i + b, j + b, v)
+                        sum_block(
+                            x, i + b, y, j + b, m, exact, like_vector(tops[g], v), scale, kept, 0, i + b, j + b, v
+                        )
                     write_slopes(
                         kept, g * pitch, y, j + b, m, A, rest, cast(factor, zero), grad, start + b * stride, stride,
                         streaming, line, v,
@@ -153,8 +167,8 @@ def soft_target_gradient_lanes(
     x, x_geometry, y, y_geometry, first, n, k, temperature, unit, map_scale, weights, zero, x_tile, y_tile, results,
     grad, g_geometry,
 ):  # fmt: skip
-    """The work of `soft_target_gradient_groups` for few classes, or for rows that lie side by side; targets of at most
-    32 bits."""
+    """The work of `soft_target_gradient_groups` for few classes, or for rows that lie side by side; for targets that
+    float32 holds."""
     v, wide = vector(zero), vector(0.0)
     inv_T, scale = 1.0 / temperature, cast(LOG2E / temperature, zero)
     lanes, left = width(v), 0
@@ -189,13 +203,13 @@ def soft_target_gradient_lanes(
         upper = add_upper(wide, gap_sum) * inv_T + A_upper * log1p_positive(S_upper)
         left_here = put_lanes(results, r, min(count, HALF), lower, unit, weights, v)
         left_here += put_lanes(results, r + HALF, count - HALF, upper, unit, weights, v)
-        factor = like_vector(unit * map_scale / temperature, v)
-        weight = load_first(weights, r, count, v) if weights.size else v + 1.0
-        factor = factor * weight / joined(S_lower + 1.0, S_upper + 1.0, v)
+        lower_slope, upper_slope = lane_slopes(unit * map_scale / temperature, weights, r, count)
+        factor = joined(lower_slope / (S_lower + 1.0), upper_slope / (S_upper + 1.0), v)
+        unweighted = zeros_of(lower_slope, upper_slope, v)
         for c in range(k):
             b_lower, b_upper = halves(y_tile, c * lanes)
             slope = target_slope(load(x_tile, c * lanes, v), b_lower, b_upper, A_lower, S_lower, A_upper, S_upper)
-            store(x_tile, c * lanes, where(weight == 0.0, weight, slope * factor))
+            store(x_tile, c * lanes, where(unweighted, v, slope * factor))
         empty_tile(x_tile, grad, g_geometry, row, count, k, results, r, left_here > 0, v)
         left += left_here
         r += count

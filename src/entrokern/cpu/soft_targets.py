@@ -22,7 +22,14 @@ PREFETCHED = 1 << 13  # classes: longer rows would push each other out of the ca
 
 
 @inline
-def gather(a, b, top, scale, rest, ties, gaps, mass, signs):
+def gap_times(b, gap, exact):
+    """``b·gap``, 0 for ``b = 0`` also where the gap is infinite. Unless targets are `exact` in the compute type (None:
+    they may have been rounded to 0): then NaN there, which leaves the row to the careful kernel."""
+    return b * gap if exact is None else zero_times(b, gap)
+
+
+@inline
+def gather(a, b, exact, top, scale, rest, ties, gaps, mass, signs):
     """Add vectors of logits and targets to a row's record.
 
     `rest` is ``Σ e^(x-m)`` without the largest, which `ties` counts; `gaps` is ``Σ b·(m-x)``, `mass` ``Σ b``.
@@ -30,11 +37,11 @@ def gather(a, b, top, scale, rest, ties, gaps, mass, signs):
     e, largest = exp2_below((a - top) * scale), a == top
     rest = where(largest, rest, rest + e)
     ties = where(largest, ties + 1.0, ties)
-    return rest, ties, gaps + zero_times(b, top - a), mass + b, join_signs(signs, b)
+    return rest, ties, gaps + gap_times(b, top - a, exact), mass + b, join_signs(signs, b)
 
 
 @inline
-def row_loss(x, i, y, j, k, m, inv_T, scale, next_i, next_j, v):
+def row_loss(x, i, y, j, k, exact, m, inv_T, scale, next_i, next_j, v):
     """The loss of a row; NaN where it is left to the careful kernel."""
     lanes, lowest, top = width(v), v - np.inf, like_vector(m, v)
     total_rest, total_ties, total_gaps, total_mass = 0.0, -1.0, 0.0, 0.0  # one of the largest is left out
@@ -51,7 +58,7 @@ def row_loss(x, i, y, j, k, m, inv_T, scale, next_i, next_j, v):
                 a, t = load(x, i + c, v), load(y, j + c, v)
             else:
                 a, t = load_first(x, i + c, k - c, lowest), load_first(y, j + c, k - c, v)
-            now = gather(a, t, top, scale, rest, ties, gaps, mass, signs)
+            now = gather(a, t, exact, top, scale, rest, ties, gaps, mass, signs)
             rest, gaps, mass = more_rest, more_gaps, more_mass
             more_rest, ties, more_gaps, more_mass, signs = now
             c += lanes
@@ -64,7 +71,7 @@ def row_loss(x, i, y, j, k, m, inv_T, scale, next_i, next_j, v):
 
 
 @kernel
-def soft_target_rows(x, x_geometry, y, y_geometry, first, n, k, temperature, unit, weights, zero, results):
+def soft_target_rows(x, x_geometry, y, y_geometry, first, n, k, temperature, unit, weights, zero, exact, results):
     """Rows whose classes lie side by side; returns how many are left to the careful kernel."""
     v, left = vector(zero), 0
     inv_T, scale = 1.0 / temperature, cast(LOG2E / temperature, zero)
@@ -73,7 +80,7 @@ def soft_target_rows(x, x_geometry, y, y_geometry, first, n, k, temperature, uni
     for r in range(n):
         following = first + min(r + 1, n - 1)
         next_i, next_j = row_start(x_geometry, following), row_start(y_geometry, following)
-        loss = row_loss(x, i, y, j, k, m, inv_T, scale, next_i, next_j, v)
+        loss = row_loss(x, i, y, j, k, exact, m, inv_T, scale, next_i, next_j, v)
         left += 0 if loss == loss else 1
         weight = weights[r] if weights.size else 1.0
         results[r] = weight * unit * loss if weight != 0.0 else 0.0
@@ -83,7 +90,7 @@ def soft_target_rows(x, x_geometry, y, y_geometry, first, n, k, temperature, uni
 
 @kernel
 def soft_target_lanes(
-    x, x_geometry, y, y_geometry, first, n, k, temperature, unit, weights, zero, x_tile, y_tile, results
+    x, x_geometry, y, y_geometry, first, n, k, temperature, unit, weights, zero, exact, x_tile, y_tile, results
 ):  # fmt: skip
     """The work of `soft_target_rows` for few classes, or for rows that lie side by side."""
     v, wide = vector(zero), vector(0.0)
@@ -105,7 +112,7 @@ def soft_target_lanes(
             prefetch(x, i + x_ahead + c * x_line)
             prefetch(y, j + y_ahead + c * y_line)
             a, t = load(x_tile, c * lanes, v), load(y_tile, c * lanes, v)
-            rest, ties, gaps, mass, signs = gather(a, t, top, scale, rest, ties, gaps, mass, signs)
+            rest, ties, gaps, mass, signs = gather(a, t, exact, top, scale, rest, ties, gaps, mass, signs)
             if c % ADDED == ADDED - 1:
                 all_rest, all_gaps, all_mass = all_rest + rest, all_gaps + gaps, all_mass + mass
                 rest, gaps, mass = v, v, v

@@ -18,9 +18,11 @@ from .math import LOG2E, cast, exp2_below, log_normal
 from .memory import fence, load, load_first, prefetch, store, vector, width
 from .row_groups import ROWS, fill, group_sums, group_tops, place_of, put_sums
 from .simd import lanes_sum, like_vector, where
-from .tables import ADDED, PIECE, put_lanes
+from .tables import ADDED, PIECE, lane_slopes, put_lanes
 from .terms import (
     add_lower,
+    add_product_lower,
+    add_product_upper,
     add_upper,
     far_lower,
     far_upper,
@@ -33,6 +35,7 @@ from .terms import (
     softmax_kl_difference,
     softmax_kl_term,
     without_shift,
+    zeros_of,
 )
 from .tiles import empty_tile, fill_tile, rows_ahead, rows_in_line, tile_top
 
@@ -151,11 +154,11 @@ def sum_terms(kept, at, n, inv_T, shift, p_factor, q_factor, w, grad_q, x, next_
 
 
 @inline
-def gradient_p(kept, at, inv_T, shift, p_factor, center, rest, v):
-    """``p·((δ - center) - rest)`` of a vector of classes."""
+def gradient_p(kept, at, inv_T, shift, p_factor, center, rest, rest_low, v):
+    """``p·((δ - center) - rest)`` of a vector of classes, the rest in two parts."""
     room = kept.size // KEPT
     p = load(kept, E_P * room + at, v) * p_factor
-    return p * ((pair_delta(load(kept, GAPS * room + at, v), inv_T, shift) - center) - rest)
+    return p * ((pair_delta(load(kept, GAPS * room + at, v), inv_T, shift) - center) - rest - rest_low)
 
 
 @inline
@@ -163,13 +166,13 @@ def sum_gradient_p(kept, at, n, g, records, inv_T, v):
     """The sum of ``p·(δ - h - KL)`` of `n` classes of row `g`."""
     shift, p_factor = cast(records[SHIFT * ROWS + g], inv_T), cast(records[Z_P * ROWS + g], inv_T)
     center = cast(records[ERROR * ROWS + g] + records[LOSS * ROWS + g], inv_T)
-    lanes, total = width(v), vector(0.0)
-    for b in range(0, n, PIECE * lanes):
-        part = v
-        for c in range(b, min(n, b + PIECE * lanes), lanes):
-            part += gradient_p(kept, at + c, inv_T, shift, p_factor, center, 0.0, v)
-        total = add_upper(add_lower(total, part), part)
-    return lanes_sum(total)
+    room, lower, upper = kept.size // KEPT, vector(0.0), vector(0.0)
+    for c in range(at, at + n, width(v)):
+        p = load(kept, E_P * room + c, v) * p_factor
+        gap = pair_delta(load(kept, GAPS * room + c, v), inv_T, shift) - center
+        # In float64: where one class has nearly all of p, what is left of it is less than what float32 rounds.
+        lower, upper = add_product_lower(lower, p, gap), add_product_upper(upper, p, gap)
+    return lanes_sum(lower + upper)
 
 
 @inline
@@ -190,11 +193,13 @@ def write_gradients(
     p_factor, q_factor = cast(records[Z_P * ROWS + g], inv_T), cast(records[Z_Q * ROWS + g], inv_T)
     h = records[ERROR * ROWS + g]
     center, error = cast(h + records[LOSS * ROWS + g], inv_T), cast(h, inv_T)
+    high = cast(rest, inv_T)
+    low_part = cast(rest - np.float64(high), inv_T)
     for low in range(0, n, BLOCK):
         size = min(BLOCK, n - low)
         if grad_p is not None:
             for c in range(0, size, width(factor)):
-                slope = gradient_p(kept, at + low + c, inv_T, shift, p_factor, center, cast(rest, inv_T), factor)
+                slope = gradient_p(kept, at + low + c, inv_T, shift, p_factor, center, high, low_part, factor)
                 store(line, c, slope * factor)
             write_block(line, size, grad_p, p_start + low * p_stride, p_stride, streaming)
         if grad_q is not None:
@@ -373,28 +378,27 @@ def softmax_pair_lanes(
         if lanes > 8:
             left_here += put_lanes(results, r + 8, count - 8, upper, unit, weights, v)
         if grad_p is not None or grad_q is not None:
-            factor, weight = like_vector(unit * map_scale / temperature, v), v + 1.0
-            if weights.size:
-                weight = load_first(weights, r, count, v)
-                factor = factor * weight
+            lower_slope, upper_slope = lane_slopes(unit * map_scale / temperature, weights, r, count)
+            factor, unweighted = joined(lower_slope, upper_slope, v), zeros_of(lower_slope, upper_slope, v)
             if grad_p is not None:
-                center, rest, part = total_error + joined(lower, upper, v), v, v
+                center, rest_lower, rest_upper = total_error + joined(lower, upper, v), wide, wide
                 for c in range(k):
-                    gap = load(x_tile, c * lanes, v) - center
+                    p, gap = load(x_kept, c * lanes, v) * p_factor, load(x_tile, c * lanes, v) - center
                     store(x_tile, c * lanes, gap)
-                    part += load(x_kept, c * lanes, v) * p_factor * gap
-                    if c % ADDED == ADDED - 1 or c + 1 == k:
-                        rest, part = rest + part, v
+                    rest_lower = add_product_lower(rest_lower, p, gap)
+                    rest_upper = add_product_upper(rest_upper, p, gap)
+                rest = joined(rest_lower, rest_upper, v)
+                rest_low = joined(rest_lower - add_lower(wide, rest), rest_upper - add_upper(wide, rest), v)
                 for c in range(k):
                     p = load(x_kept, c * lanes, v) * p_factor
-                    slope = p * (load(x_tile, c * lanes, v) - rest) * factor
-                    store(x_tile, c * lanes, where(weight == 0.0, weight, slope))
+                    slope = p * (load(x_tile, c * lanes, v) - rest - rest_low) * factor
+                    store(x_tile, c * lanes, where(unweighted, v, slope))
                 empty_tile(x_tile, grad_p, p_geometry, row, count, k, results, r, left_here > 0, v)
             if grad_q is not None:
                 for c in range(k):
                     q = load(y_kept, c * lanes, v) * q_factor
                     slope = (q * total_error - load(y_tile, c * lanes, v)) * factor
-                    store(y_tile, c * lanes, where(weight == 0.0, weight, slope))
+                    store(y_tile, c * lanes, where(unweighted, v, slope))
                 empty_tile(y_tile, grad_q, q_geometry, row, count, k, results, r, left_here > 0, v)
         left += left_here
         r += count

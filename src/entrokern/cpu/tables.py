@@ -17,7 +17,7 @@ from .blocks import BLOCK, CLASS_STRIDE, row_start, view
 from .compile import inline, kernel
 from .distributions import accumulate
 from .maps import write_block
-from .memory import fence, load, load_first, prefetch, store, store_first, vector, width
+from .memory import fence, first_mask, load, load_first, prefetch, store, store_first, vector, width
 from .row_groups import fill, place_of
 from .simd import any_lane, lanes_sum, where
 from .terms import (
@@ -176,6 +176,15 @@ def sum_lanes(x, x_geometry, y, y_geometry, first, n, k, w, unit, weights, zero,
 
 
 @inline
+def lane_slopes(slope, weights, r, count):
+    """``weight·slope`` of `count` rows from `r` on, in float64 halves: the factors alone may be beyond float32."""
+    wide = vector(0.0)
+    if not weights.size:
+        return wide + slope, wide + slope
+    return load_first(weights, r, count, wide) * slope, load_first(weights, r + 8, count - 8, wide) * slope
+
+
+@inline
 def put_lanes(results, r, count, loss, unit, weights, v):
     """Store the results of `count` rows from `r` on; how many vectors have rows left to the careful kernel."""
     loss = where(doubtful(loss, v), loss + np.nan, loss * unit)
@@ -183,7 +192,7 @@ def put_lanes(results, r, count, loss, unit, weights, v):
         weight = load_first(weights, r, count, loss)
         loss = where(weight == 0.0, weight, loss * weight)
     store_first(results, r, count, loss)
-    return 1 if any_lane(loss != loss) else 0
+    return 1 if any_lane(first_mask(count, loss) & (loss != loss)) else 0
 
 
 # --- gradients, in float64: what is left of a logarithm beside 1 may be little ---------------------------

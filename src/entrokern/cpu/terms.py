@@ -254,9 +254,11 @@ def js_slope(p: Value, q: Value, w: Value) -> Value:
 def pair_delta(gaps: Value, inv_T: Value, shift: Value) -> Value:
     """``δ = log(p/q)`` of two softmaxes, from ``(a - m_a) - (b - m_b)`` and ``log Z_p - log Z_q``.
 
-    Where p is 0, a large negative number instead of -inf or NaN: times p it is nothing.
+    Where p is 0, a large negative number instead of -inf or NaN: times p it is nothing. A large positive one is
+    taken for infinity, which leaves the row to the careful kernel: p may be subnormal, and ``p·δ`` not.
     """
     delta = gaps * inv_T - shift
+    delta = select(delta > 2.0**20, delta.constant(inf), delta)
     return larger(delta, delta.constant(-1e30))
 
 
@@ -338,6 +340,26 @@ def add_lower(total: Value, a: Value) -> Value:
 def add_upper(total: Value, a: Value) -> Value:
     """Add the other half (float64: there is none)."""
     return total if a.dtype == types.float64 else total + upper_half(a)
+
+
+@emitted
+def add_product_lower(total: Value, a: Value, b: Value) -> Value:
+    """Add ``a·b`` of the first half of the lanes, multiplied in float64 (float64: of all lanes)."""
+    return total + (a * b if a.dtype == types.float64 else lower_half(a) * lower_half(b))
+
+
+@emitted
+def add_product_upper(total: Value, a: Value, b: Value) -> Value:
+    """Of the other half (float64: there is none)."""
+    return total if a.dtype == types.float64 else total + upper_half(a) * upper_half(b)
+
+
+@emitted
+def zeros_of(lower: Value, upper: Value, like: Value) -> Value:
+    """A mask of what is 0 in either half of the lanes, given in float64."""
+    if like.dtype == types.float64:
+        return lower == 0.0
+    return (lower == 0.0).shuffled(upper == 0.0, list(range(like.kind.lanes)))
 
 
 @emitted
