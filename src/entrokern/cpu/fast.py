@@ -13,6 +13,7 @@ from .blocks import BLOCK
 from .launch import Source, Target, streams
 from .operands import Layout, Operand
 from .row_groups import ROWS
+from .simd import BYTES
 from .soft_target_gradients import RECORDS as SUMS
 from .soft_target_gradients import soft_target_gradient_groups, soft_target_gradient_lanes
 from .soft_targets import soft_target_lanes, soft_target_rows
@@ -64,7 +65,7 @@ def weight_of(call: Call) -> Any:
 
 def room_for_tiles(k: int, zero: Any, count: int) -> list[Array]:
     """Room for `count` tiles of all classes."""
-    lanes = 64 // zero.itemsize
+    lanes = BYTES // zero.itemsize
     return [np.empty(-(-k // lanes) * lanes * lanes, zero.dtype) for _ in range(count)]
 
 
@@ -78,7 +79,7 @@ def fast_tables(
         return None
     if call.maps and not (narrow(call) and family(call.k, x, y, 0) == "rows"):
         return None
-    width = 64 // zero.itemsize
+    width = BYTES // zero.itemsize
     k, w, unit, map_scale, of_two = call.k, weight_of(call), call.unit, call.map_scale, y is not None
     streaming, name = streams(call), "grad_p" if y is not None else "grad"
 
@@ -114,7 +115,7 @@ def fast_softmax_pairs(call: Call, x: Layout, y: Source, grad_p: Target, grad_q:
         arguments = (*p, *q, start, loss.size, k, w, temperature, unit, map_scale, weights, zero)
         if chosen == "lanes":
             return left_of(loss, softmax_pair_lanes(*arguments, *room_for_tiles(k, zero, 4), loss, *gradients))
-        lanes = 64 // zero.itemsize
+        lanes = BYTES // zero.itemsize
         room = min(ROOM // zero.itemsize, ROWS * (k + lanes))
         return left_of(loss, softmax_pair_groups(
             *arguments, np.empty(KEPT * room, zero.dtype), np.empty(lanes * lanes, zero.dtype),
@@ -153,10 +154,12 @@ def fast_soft_targets(call: Call, x: Layout, y: Source, grad: Target) -> Fast | 
         target = grad.of(call.maps["grad"])
         if chosen == "lanes":
             return left_of(loss, soft_target_gradient_lanes(*for_gradient, *room_for_tiles(k, zero, 2), loss, *target))
-        room = min(ROOM // zero.itemsize, ROWS * (k + 16))
+        lanes = BYTES // zero.itemsize
+        room = min(ROOM // zero.itemsize, ROWS * (k + lanes))
         return left_of(loss, soft_target_gradient_groups(
-            *for_gradient, exact, np.empty(room, zero.dtype), np.empty(16 * 16, zero.dtype), np.empty(ROWS, zero.dtype),
-            np.zeros(3 * ROWS * 8), np.zeros(SUMS * ROWS), loss, *target, streaming, np.empty(BLOCK, zero.dtype),
+            *for_gradient, exact, np.empty(room, zero.dtype), np.empty(lanes * lanes, zero.dtype),
+            np.empty(ROWS, zero.dtype), np.zeros(3 * ROWS * 8), np.zeros(SUMS * ROWS), loss, *target,
+            streaming, np.empty(BLOCK, zero.dtype),
         ))  # fmt: skip
 
     return run

@@ -340,7 +340,7 @@ def softmax_lanes(
     none, total = like_vector(-1.0, v), 0.0
     stride, (small, stage, next_stage) = geometry[CLASS_STRIDE], tiles
     wide, shift = stage.size // k, 0
-    while 2 * w << shift < wide:
+    while (2 * w) << shift < wide:
         shift += 1
     staged, filling, sub, next_start = False, False, 0, 0
     line, last_line = view(work, 0, work.size // 2), view(work, work.size // 2, work.size // 2)
@@ -352,7 +352,7 @@ def softmax_lanes(
             if bad >= 0:
                 return low + bad, 0.0
         at, start, step = low % (4 * w), row_start(geometry, first + low), row_step(geometry, first + low, count)
-        if sub == 1 << shift:
+        if sub == 1 << shift:  # the stage's last tile was the one before
             staged, sub, stage, next_stage = filling, 0, next_stage, stage
         if not staged and wide and rows_adjacent(geometry, first + low, wide, n - low):
             fill_stage(x, start, stride, 0, k << shift, k, shift, stage, v)
@@ -360,7 +360,7 @@ def softmax_lanes(
         if staged:
             if sub == 0:
                 filling, next_start = rows_adjacent(geometry, first + low, 2 * wide, n - low), start + wide
-            tile, pitch = view(stage, sub * 2 * w, stage.size - sub * 2 * w), 2 * w << shift
+            tile, pitch = view(stage, sub * 2 * w, stage.size - sub * 2 * w), (2 * w) << shift
             part = sub * k if filling else -1
             sub += 1
         else:

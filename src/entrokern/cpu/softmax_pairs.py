@@ -92,6 +92,7 @@ def take_logs(records):
 
 @inline
 def pair_term(p, q, delta, difference, w):
+    """The term of KL or JS."""
     return softmax_kl_term(p, q, delta) if w is None else softmax_js_term(p, q, difference, w)
 
 
@@ -154,11 +155,11 @@ def sum_terms(kept, at, n, inv_T, shift, p_factor, q_factor, w, grad_q, x, next_
 
 
 @inline
-def gradient_p(kept, at, inv_T, shift, p_factor, center, rest, rest_low, v):
-    """``p·((δ - center) - rest)`` of a vector of classes, the rest in two parts."""
+def centered(kept, at, inv_T, shift, p_factor, center, v):
+    """p and ``δ - center`` of a vector of classes."""
     room = kept.size // KEPT
-    p = load(kept, E_P * room + at, v) * p_factor
-    return p * ((pair_delta(load(kept, GAPS * room + at, v), inv_T, shift) - center) - rest - rest_low)
+    delta = pair_delta(load(kept, GAPS * room + at, v), inv_T, shift)
+    return load(kept, E_P * room + at, v) * p_factor, delta - center
 
 
 @inline
@@ -166,10 +167,9 @@ def sum_gradient_p(kept, at, n, g, records, inv_T, v):
     """The sum of ``p·(δ - h - KL)`` of `n` classes of row `g`."""
     shift, p_factor = cast(records[SHIFT * ROWS + g], inv_T), cast(records[Z_P * ROWS + g], inv_T)
     center = cast(records[ERROR * ROWS + g] + records[LOSS * ROWS + g], inv_T)
-    room, lower, upper = kept.size // KEPT, vector(0.0), vector(0.0)
+    lower, upper = vector(0.0), vector(0.0)
     for c in range(at, at + n, width(v)):
-        p = load(kept, E_P * room + c, v) * p_factor
-        gap = pair_delta(load(kept, GAPS * room + c, v), inv_T, shift) - center
+        p, gap = centered(kept, c, inv_T, shift, p_factor, center, v)
         # In float64: where one class has nearly all of p, what is left of it is less than what float32 rounds.
         lower, upper = add_product_lower(lower, p, gap), add_product_upper(upper, p, gap)
     return lanes_sum(lower + upper)
@@ -193,14 +193,14 @@ def write_gradients(
     p_factor, q_factor = cast(records[Z_P * ROWS + g], inv_T), cast(records[Z_Q * ROWS + g], inv_T)
     h = records[ERROR * ROWS + g]
     center, error = cast(h + records[LOSS * ROWS + g], inv_T), cast(h, inv_T)
-    high = cast(rest, inv_T)
+    high = cast(rest, inv_T)  # in two parts: beside it, less than its last digit may be left of δ
     low_part = cast(rest - np.float64(high), inv_T)
     for low in range(0, n, BLOCK):
         size = min(BLOCK, n - low)
         if grad_p is not None:
             for c in range(0, size, width(factor)):
-                slope = gradient_p(kept, at + low + c, inv_T, shift, p_factor, center, high, low_part, factor)
-                store(line, c, slope * factor)
+                p, gap = centered(kept, at + low + c, inv_T, shift, p_factor, center, factor)
+                store(line, c, p * (gap - high - low_part) * factor)
             write_block(line, size, grad_p, p_start + low * p_stride, p_stride, streaming)
         if grad_q is not None:
             for c in range(0, size, width(factor)):

@@ -186,7 +186,7 @@ def lane_slopes(slope, weights, r, count):
 
 @inline
 def put_lanes(results, r, count, loss, unit, weights, v):
-    """Store the results of `count` rows from `r` on; how many vectors have rows left to the careful kernel."""
+    """Store the results of `count` rows from `r` on; 1 if some of them are left to the careful kernel, else 0."""
     loss = where(doubtful(loss, v), loss + np.nan, loss * unit)
     if weights.size:
         weight = load_first(weights, r, count, loss)
