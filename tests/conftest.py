@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 import hypothesis
 import pytest
 
+import device
 import entrokern as ek
+from entrokern._dispatch import BACKENDS
 
 # The same examples in every run (a failure can be repeated), and no time limit per example: the
 # first one of each kind compiles a kernel. `backend` is reset by its own context, so one fixture
@@ -27,6 +29,13 @@ WORST = pytest.StashKey[dict[tuple[str, str], dict[str, tuple[float, str]]]]()
 @pytest.fixture(params=list(ek.backends()))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each backend in turn; the test runs on it."""
+    with device.on(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=[name for name, entry in BACKENDS.items() if entry.library == "numpy"])
+def host_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend of NumPy arrays: for what is different on a device, where nothing waits for an answer."""
     with ek.use_backend(request.param):
         yield request.param
 

@@ -76,7 +76,7 @@ def test_docstring(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ek.__all__)
-def test_examples(name: str, backend: str) -> None:
+def test_examples(name: str, host_backend: str) -> None:
     """The examples give what they say, on every backend."""
     public = getattr(ek, name)
     finder = doctest.DocTestFinder(recurse=False)
@@ -120,7 +120,7 @@ def test_use_backend() -> None:
     assert _dispatch.chosen() == before
 
 
-def test_results_are_plain_arrays(backend: str) -> None:
+def test_results_are_plain_arrays(host_backend: str) -> None:
     """Reduced results are 0-d arrays, not NumPy scalars; subclasses come in, plain arrays come out."""
     x = np.zeros((2, 3)).view(np.recarray)
     for result in (

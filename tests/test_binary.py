@@ -15,6 +15,7 @@ import pytest
 import entrokern as ek
 from cases import FLOATS
 from contract import check
+from device import checked
 from oracle import LONG, evaluate
 
 Array = np.ndarray[Any, Any]
@@ -160,7 +161,7 @@ def test_whole_targets(backend: str, dtype: str) -> None:
         t[5, 98] = value
         for options in ({}, {"axis": 1}, {"ignore_index": 77}, {"reduction": "none"}):
             with pytest.raises(IndexError, match=rf"target {value} at row \(5, 98\)"):
-                ek.binary_cross_entropy(x, t, **options)
+                ek.binary_cross_entropy(x, t, **options, **checked(backend))
         for options in (ALL, ALL | {"axis": 1}):
             kept = ek.binary_cross_entropy(x, t, **options, ignore_index=value)
             clean = ek.binary_cross_entropy(x, np.where(t == value, -7, hard), **options, ignore_index=-7)
@@ -173,7 +174,7 @@ def test_an_ignored_target_beyond_single_precision(backend: str) -> None:
     assert np.isfinite(ek.binary_cross_entropy(x, t, ignore_index=1 << 24))
     t[1] += 1
     with pytest.raises(IndexError, match="target 16777217 at row 1 "):
-        ek.binary_cross_entropy(x, t, ignore_index=1 << 24)
+        ek.binary_cross_entropy(x, t, ignore_index=1 << 24, **checked(backend))
 
 
 @pytest.mark.parametrize("shape", [(500,), (40, 3), (5, 300)])

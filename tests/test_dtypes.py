@@ -11,6 +11,7 @@ import pytest
 import entrokern as ek
 from cases import BY_NAME, FLOATS, NAMED, Case, call, operands
 from contract import check, input_dtype
+from device import checked
 from oracle import LONG, evaluate
 
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -82,9 +83,9 @@ def test_extreme_labels(backend: str, dtype: str) -> None:
     for extreme in {int(info.max), int(info.min), info.max - 1} - {0}:
         labels = np.array([0, 1, extreme], dtype)
         with pytest.raises(IndexError, match=f"label {extreme} of row 2 is out of range for k = 5"):
-            ek.cross_entropy(x, labels)
+            ek.cross_entropy(x, labels, **checked(backend))
         with pytest.raises(IndexError, match=f"label {extreme} of row 2"):
-            ek.score(x, labels, outputs=("log_prob",))
+            ek.score(x, labels, outputs=("log_prob",), **checked(backend))
         loss = ek.cross_entropy(x, labels, ignore_index=extreme, reduction="none")
         np.testing.assert_allclose(loss, [np.log(5)] * 2 + [0], rtol=1e-6)
 
@@ -95,12 +96,12 @@ def test_uint64_labels_near_2_to_the_64(backend: str) -> None:
     for value, look_alike in ((2**64 - 100, -100), (2**64 - 1, -1)):
         labels = np.array([1, value], np.uint64)
         with pytest.raises(IndexError, match=f"label {value} of row 1"):
-            ek.cross_entropy(x, labels, ignore_index=look_alike)
+            ek.cross_entropy(x, labels, ignore_index=look_alike, **checked(backend))
         np.testing.assert_array_equal(
             ek.cross_entropy(x, labels, ignore_index=value, reduction="none"), [np.log(5.0), 0]
         )
     with pytest.raises(IndexError):
-        ek.cross_entropy(x, np.array([-1, 1], np.int8), ignore_index=255)
+        ek.cross_entropy(x, np.array([-1, 1], np.int8), ignore_index=255, **checked(backend))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

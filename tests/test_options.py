@@ -304,7 +304,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_error(backend: str, case: str) -> None:
+def test_error(host_backend: str, case: str) -> None:
     compute, error, message = ERRORS[case]
     with pytest.raises(error, match=message):
         compute()
@@ -317,7 +317,7 @@ def test_arrays_of_other_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
         def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
             raise AssertionError("converted")
 
-    monkeypatch.setitem(_dispatch.LIBRARIES, "cupy", lambda array: isinstance(array, Tensor))
+    monkeypatch.setitem(_dispatch.LIBRARIES, "torch", lambda array: isinstance(array, Tensor))
     with pytest.raises(TypeError, match="x is a test_options Tensor, for which no backend is installed"):
         ek.softmax(Tensor())
     with pytest.raises(TypeError, match="different libraries: x is a numpy ndarray and target is a test_options"):

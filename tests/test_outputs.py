@@ -241,7 +241,7 @@ def long_labels(bad: dict[int, int], n: int = 200_000) -> tuple[np.ndarray, np.n
 
 
 @pytest.mark.parametrize("label", [3, -1, -100, 2**40, -(2**63)])
-def test_the_lowest_row_is_named(backend: str, label: int) -> None:
+def test_the_lowest_row_is_named(host_backend: str, label: int) -> None:
     x, labels = long_labels({199_999: 7, 140_001: label, 140_002: -5})
     with pytest.raises(IndexError, match=rf"label {label} of row 140001 is out of range for k = 3 classes"):
         ek.cross_entropy(x, labels)
@@ -253,7 +253,7 @@ def test_the_lowest_row_is_named(backend: str, label: int) -> None:
         ek.cross_entropy(x.reshape(200, 1000, 3), labels.reshape(200, 1000))
 
 
-def test_the_hint_of_minus_100(backend: str) -> None:
+def test_the_hint_of_minus_100(host_backend: str) -> None:
     x = np.zeros((2, 3))
     for function in (ek.cross_entropy, ek.perplexity, ek.score):
         with pytest.raises(IndexError, match="pass `ignore_index=-100`"):
@@ -264,7 +264,7 @@ def test_the_hint_of_minus_100(backend: str) -> None:
 
 
 @pytest.mark.parametrize("target", [255, -1, 2, -100])
-def test_binary_targets(backend: str, target: int) -> None:
+def test_binary_targets(host_backend: str, target: int) -> None:
     t = np.zeros((3, 5), np.int64)
     t[1, 4] = t[2, 0] = target
     for options in ({}, {"axis": -1}, {"return_grad": True}):
@@ -280,7 +280,7 @@ def test_binary_targets(backend: str, target: int) -> None:
 
 
 @pytest.mark.parametrize("bad", [0, 100_000, 199_999])
-def test_given_outputs_hold_nan_after_an_index_error(backend: str, bad: int) -> None:
+def test_given_outputs_hold_nan_after_an_index_error(host_backend: str, bad: int) -> None:
     """No half-written result can pass for a whole one."""
     x, labels = long_labels({bad: 3})
     out, grad, hess = np.ones(len(x), np.float32), np.ones_like(x), np.ones_like(x)
@@ -303,7 +303,7 @@ def test_given_outputs_hold_nan_after_an_index_error(backend: str, bad: int) -> 
     assert np.isnan(grad).all()
 
 
-def test_untouched_after_an_index_error(backend: str) -> None:
+def test_untouched_after_an_index_error(host_backend: str) -> None:
     """In place, and for a mean's gradient, all labels are checked before anything is written."""
     x, labels = long_labels({199_999: 3})
     before = x.copy()

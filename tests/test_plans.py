@@ -28,7 +28,7 @@ def plans_of(function: Any) -> dict[Any, _plans.Plan]:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("case", NAMED, ids=lambda case: case.name)
-def test_a_like_call_is_computed_from_its_own_data(backend: str, case: Case, dtype: str) -> None:
+def test_a_like_call_is_computed_from_its_own_data(host_backend: str, case: Case, dtype: str) -> None:
     for n, k in ((5, 3), (70, 10), (3, 300)):
         for seed in (0, 1, 2):
             args, options = operands(case, n, k, dtype, seed=seed)
@@ -40,7 +40,7 @@ def test_a_like_call_is_computed_from_its_own_data(backend: str, case: Case, dty
 
 
 @pytest.mark.parametrize("case", NAMED, ids=lambda case: case.name)
-def test_no_array_is_kept(backend: str, case: Case) -> None:
+def test_no_array_is_kept(host_backend: str, case: Case) -> None:
     for seed in (0, 1):
         args, options = operands(case, 6, 4, "float32", seed=seed)
         results = call(case.function, args, options)
@@ -66,7 +66,7 @@ def test_plain_calls_are_remembered_and_few_at_a_time() -> None:
     assert not plans_of(other)
 
 
-def test_an_array_given_twice_is_two_arrays_next_time(backend: str) -> None:
+def test_an_array_given_twice_is_two_arrays_next_time(host_backend: str) -> None:
     x, y = np.array([[0.2, 0.8]]), np.array([[0.5, 0.5]])
     for _ in range(2):
         assert ek.kl_divergence(x, x) == 0
@@ -75,7 +75,7 @@ def test_an_array_given_twice_is_two_arrays_next_time(backend: str) -> None:
         assert ek.cross_entropy(x, x) != ek.cross_entropy(x, y)
 
 
-def test_the_place_of_given_arrays_is_looked_at_each_time(backend: str) -> None:
+def test_the_place_of_given_arrays_is_looked_at_each_time(host_backend: str) -> None:
     x, y = np.random.default_rng(0).normal(size=(4, 3)), np.array([0, 1, 2, 1])
     buffer = np.zeros((8, 3))
     want = ek.cross_entropy(x, y, return_grad=True)
@@ -114,7 +114,7 @@ def test_the_place_of_given_arrays_is_looked_at_each_time(backend: str) -> None:
         assert np.isfinite(lost).all()
 
 
-def test_values_are_told_apart_by_type(backend: str) -> None:
+def test_values_are_told_apart_by_type(host_backend: str) -> None:
     x, y = np.zeros((2, 3)), np.array([0, 1])
     for _ in range(2):
         ek.cross_entropy(x, y, label_smoothing=1)
@@ -128,7 +128,7 @@ def test_values_are_told_apart_by_type(backend: str) -> None:
             ek.cross_entropy(x, y, nonsense=1)  # type: ignore[call-arg]
 
 
-def test_the_data_is_looked_at_each_time(backend: str) -> None:
+def test_the_data_is_looked_at_each_time(host_backend: str) -> None:
     x, good, bad = np.zeros((3, 4), np.float32), np.array([0, 1, 2]), np.array([0, 4, -100])
     for options in ({}, {"reduction": "none"}, {"return_grad": True}, {"sample_weight": np.ones(3)}):
         for _ in range(2):
@@ -152,7 +152,7 @@ def test_the_data_is_looked_at_each_time(backend: str) -> None:
         ek.entropy(p, validate=True)
 
 
-def test_the_kind_of_array_is_looked_at_each_time(backend: str) -> None:
+def test_the_kind_of_array_is_looked_at_each_time(host_backend: str) -> None:
     """Same values, other strides, flags or types."""
     x = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
     y = np.arange(6)
@@ -181,7 +181,7 @@ def test_the_backend_is_looked_at_each_time() -> None:
     assert found[0] == found[2] != 7
 
 
-def test_threads_share_plans(backend: str) -> None:
+def test_threads_share_plans(host_backend: str) -> None:
     rng = np.random.default_rng(1)
     work = [(rng.normal(size=(32, 10)), rng.integers(0, 10, 32)) for _ in range(400)]
     want = [ek.cross_entropy(x, y, reduction="none", return_grad=True) for x, y in work]

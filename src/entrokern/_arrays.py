@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _options
+from . import _device, _options
 
 type_name = "float16, bfloat16, float32, float64 or integers (computed as float64)"
 
@@ -57,7 +57,11 @@ def is_masked(value: Any) -> bool:
 
 
 def asarray(name: str, value: Any) -> Array:
-    """A plain, native-endian `ndarray` over the memory of `value` (a copy only of what is not an array)."""
+    """A plain, native-endian array over the memory of `value` (a copy only of what is not an array): NumPy's, or
+    CuPy's for what lies in a GPU's memory."""
+    if _device.is_device_array(value):
+        device_array: Array = _device.asarray(name, value)
+        return device_array
     if is_masked(value):
         raise TypeError(
             f"{name} is a masked array, whose mask would be lost; pass {name}.filled(...) "
@@ -130,13 +134,18 @@ def split_target(x: Array, axis: int, target: Any) -> tuple[Array | None, Array 
     )
 
 
-def class_weights(value: Any, k: int) -> Array | None:
-    """Weights per class as float64 of shape ``(k,)``, finite and not negative."""
+def class_weights(value: Any, k: int, *, validate: bool = False) -> Array | None:
+    """Weights per class as float64 of shape ``(k,)``, finite and not negative.
+
+    On a device they are looked at only with `validate`, since that waits for it.
+    """
     if value is None:
         return None
     w = as_real("class_weight", value).astype(np.float64)
     if w.shape != (k,):
         raise ValueError(f"class_weight has shape {w.shape}; expected one weight per class: ({k},)")
+    if _device.is_device_array(w) and not validate:
+        return w
     bad = ~(np.isfinite(w) & (w >= 0))
     if bad.any():
         c = int(bad.argmax())
@@ -168,22 +177,30 @@ def broadcast_against(name: str, value: Any, shape: tuple[int, ...]) -> Array | 
 
 
 def output(
-    name: str, given: Any, shape: tuple[int, ...], dtypes: Iterable[np.dtype[Any]], like: Array | None = None
+    name: str, given: Any, shape: tuple[int, ...], dtypes: Iterable[np.dtype[Any]], of: Array, *, alike: bool = False
 ) -> Array:
-    """The array to write: `given`, checked, or a new one of the first dtype (laid out as `like`)."""
+    """The array to write: `given`, checked, or a new one of the first dtype, of the library and on the device of the
+    operand `of` (`alike`: laid out as that is)."""
     dtypes = tuple(dtypes)
+    on_device = _device.is_device_array(of)
     if given is None:
-        if like is not None and like.shape == shape:
-            return np.empty_like(like, dtype=dtypes[0], subok=False)
-        return np.empty(shape, dtypes[0])
+        result: Array
+        if on_device:
+            result = _device.empty_like(of, dtypes[0]) if alike else _device.empty(shape, dtypes[0], of)
+            return result
+        return np.empty_like(of, dtype=dtypes[0], subok=False) if alike else np.empty(shape, dtypes[0])
     allowed = " or ".join(str(d) for d in dict.fromkeys(dtypes))
-    if not isinstance(given, np.ndarray) or is_masked(given):
+    if on_device != _device.is_device_array(given) or (not on_device and not isinstance(given, np.ndarray)):
+        library = "CuPy" if on_device else "NumPy"
+        raise TypeError(f"{name} is a {type(given).__name__}; pass a {library} array of shape {shape}, dtype {allowed}")
+    if is_masked(given):
         raise TypeError(f"{name} is a {type(given).__name__}; pass a NumPy array of shape {shape}, dtype {allowed}")
+    given = asarray(name, given) if on_device else given
     if given.shape != shape:
         raise ValueError(f"{name} has shape {given.shape}; the result has shape {shape}")
     if given.dtype not in dtypes:
         raise TypeError(f"{name} has dtype {given.dtype}; allowed: {allowed}")
-    if not given.flags.writeable:
+    if not on_device and not given.flags.writeable:
         raise ValueError(f"{name} is read-only; pass a writeable array")
     if (
         0 in given.strides
@@ -191,7 +208,7 @@ def output(
         and any(s == 0 < d - 1 for s, d in zip(given.strides, given.shape, strict=True))
     ):
         raise ValueError(f"{name} is a broadcast view, whose elements share memory; pass an array of its own")
-    return np.asarray(given)
+    return given if on_device else np.asarray(given)
 
 
 def same_memory(a: Array, b: Array) -> bool:
@@ -200,12 +217,19 @@ def same_memory(a: Array, b: Array) -> bool:
         a.shape == b.shape
         and a.dtype == b.dtype
         and a.strides == b.strides
-        and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+        and addresses(a).__array_interface__["data"][0] == addresses(b).__array_interface__["data"][0]
     )
+
+
+def addresses(array: Any) -> Array:
+    """`array`, or what NumPy can compare of one in a GPU's memory: where it lies."""
+    where: Array = _device.addresses(_device.asarray("", array)) if _device.is_device_array(array) else array
+    return where
 
 
 def overlap(a: Array, b: Array) -> bool:
     """Whether `a` and `b` share an element; where that is hard to decide, the answer is yes."""
+    a, b = addresses(a), addresses(b)
     if not np.may_share_memory(a, b):
         return False
     try:
@@ -241,8 +265,37 @@ def refuse_overlap(outputs: dict[str, Array], inputs: dict[str, Array | None], i
     return written_in_place
 
 
+def in_line(array: Array) -> Array:
+    """`array` as `flat_chunk` takes it: on a device, where there is no way along others, in one line of memory."""
+    if not _device.is_device_array(array) or array.flags.c_contiguous:
+        return array
+    line: Array = array.copy(order="C")
+    return line
+
+
+def on_host(value: Any) -> Any:
+    """An element of an array as NumPy's scalar; of one on a device, this waits for it."""
+    return value.get()[()] if _device.is_device_array(value) else value
+
+
 def flat_chunk(array: Array, start: int, stop: int) -> Array:
     """Elements ``start:stop`` of `array` in C order; never a copy of the whole."""
     if array.flags.c_contiguous:
         return array.reshape(-1)[start:stop]
     return array.flat[start:stop]
+
+
+def merged_axes(shape: tuple[int, ...], strides: Iterable[int]) -> tuple[list[int], list[int]]:
+    """Batch axes that lie in memory like one axis, as one: rows are found with fewer divisions."""
+    sizes, steps = [1], [0]
+    for d, s in zip(shape, strides, strict=True):
+        if d == 1:
+            continue
+        if sizes[-1] == 1:
+            sizes[-1], steps[-1] = d, s
+        elif steps[-1] == d * s:
+            sizes[-1], steps[-1] = sizes[-1] * d, s
+        else:
+            sizes.append(d)
+            steps.append(s)
+    return sizes, steps

@@ -73,12 +73,20 @@ def chunks(n: int) -> Iterator[tuple[int, int]]:
 def bad_labels(labels: Array, k: int, ignore_index: int | None) -> Array:
     """Which labels are neither a class nor ignored."""
     bad = (labels < 0) | (labels >= k)
-    return bad if ignore_index is None else bad & (labels != ignore_index)
+    return bad & (labels != ignore_index) if can_be(labels.dtype, ignore_index) else bad
 
 
 def bad_binary_targets(t: Array, ignore_index: int | None) -> Array:
     bad = (t != 0) & (t != 1)
-    return bad if ignore_index is None else bad & (t != ignore_index)
+    return bad & (t != ignore_index) if can_be(t.dtype, ignore_index) else bad
+
+
+def can_be(dtype: np.dtype[Any], ignore_index: int | None) -> bool:
+    """Whether an integer of type `dtype` can be the one to ignore."""
+    if ignore_index is None or dtype.kind == "b":
+        return ignore_index in (0, 1)
+    limits = np.iinfo(dtype)
+    return limits.min <= ignore_index <= limits.max
 
 
 def has_checked_targets(call: Call) -> bool:
@@ -95,6 +103,7 @@ def check_targets(call: Call) -> None:
     binary = call.quantity == "binary_cross_entropy"
     targets = call.y if binary else call.labels
     assert targets is not None
+    targets = _arrays.in_line(targets)
     for start, stop in chunks(targets.size):
         chunk = flat_chunk(targets, start, stop)
         bad = bad_binary_targets(chunk, call.ignore_index) if binary else bad_labels(chunk, call.k, call.ignore_index)
@@ -103,7 +112,7 @@ def check_targets(call: Call) -> None:
         at = int(bad.argmax())
         place = np.unravel_index(start + at, targets.shape) if targets.ndim != 1 else (start + at,)
         where = int(place[0]) if len(place) == 1 else tuple(int(i) for i in place)
-        value = chunk[at]
+        value = int(chunk[at])
         hint = (
             "; pass `ignore_index=-100` to leave such rows out" if value == -100 and call.ignore_index is None else ""
         )
@@ -215,9 +224,9 @@ def compute(
     _options.choice("on_empty", on_empty, _options.ON_EMPTY)
     reduced = reduction != "none"
     row_shape = call.row_shape if shape is None else shape
-    loss = _arrays.output("out", out, () if reduced else row_shape, (_arrays.row_dtype(dtype),))
+    loss = _arrays.output("out", out, () if reduced else row_shape, (_arrays.row_dtype(dtype),), call.x)
     dtypes = _arrays.map_dtypes(dtype)
-    arrays = {n: _arrays.output(m.argument, m.given, m.like.shape, dtypes, like=m.like) for n, m in maps.items()}
+    arrays = {n: _arrays.output(m.argument, m.given, m.like.shape, dtypes, m.like, alike=True) for n, m in maps.items()}
     given = [array for array in (out, *(m.given for m in maps.values())) if array is not None]
     in_place = False
     if given:
@@ -236,7 +245,7 @@ def compute(
 def compute_maps(call: Call, x: Array, axis: int = -1, **given: Any) -> Any:
     """The job of a call whose one result is a map of `x`'s shape; the keyword names it and gives its `out`."""
     ((name, out),) = given.items()
-    result = _arrays.output("out", out, x.shape, _arrays.map_dtypes(x.dtype), like=x)
+    result = _arrays.output("out", out, x.shape, _arrays.map_dtypes(x.dtype), x, alike=True)
     if out is not None:
         _arrays.refuse_overlap({"out": result}, {"x": x}, {"out": "x"})
     call.maps[name] = _arrays.classes_last(np.atleast_1d(result), axis % max(x.ndim, 1))
@@ -251,7 +260,13 @@ def execute(
     given: Sequence[Array] = (),
     in_place: bool = False,
 ) -> None:
-    """Run `call` on its backend; with a reduction, write the reduced loss into `result` (0-d)."""
+    """Run `call` on its backend; with a reduction, write the reduced loss into `result` (0-d).
+
+    On a GPU nothing may wait for the device, and so all of it, the reduction too, is up to the backend there.
+    """
+    if type(call.x) is not np.ndarray:
+        _dispatch.backend("cupy").execute(call, reduction, on_empty, result)
+        return
     mean_gradient = reduction == "mean" and bool(call.maps)
     if in_place or (mean_gradient and (given or not counts_every_row(call))):
         check_targets(call)  # nothing has been written: raise with every array untouched

@@ -14,14 +14,17 @@ from typing import Any, NamedTuple, Protocol
 import array_api_compat as compat
 import numpy as np
 
-from . import _call
+from . import _call, _device
 
 
 class Backend(Protocol):
-    """What a backend module offers."""
+    """What a backend module offers: on the host `run`, on a device `execute`."""
 
     def run(self, call: _call.Call) -> float:
         """Write every output of `call`; return the sum of its losses (0 where not asked for)."""
+
+    def execute(self, call: _call.Call, reduction: str, on_empty: str, result: Any) -> None:
+        """Write every output of `call`, and into `result` the reduced loss, without waiting for the device."""
 
 
 class Entry(NamedTuple):
@@ -34,19 +37,23 @@ class Entry(NamedTuple):
 
 BACKENDS = {
     "cpu": Entry("entrokern.cpu", "numpy", "Numba kernels, vectorised and threaded"),
+    "cuda": Entry("entrokern.cuda", "cupy", "CUDA kernels, launched by CuPy"),
     "reference": Entry("entrokern.reference", "numpy", "plain float64 NumPy: the definition"),
 }
-DEFAULT = {"numpy": "cpu"}  # the backend of each array library
+DEFAULT = {"numpy": "cpu", "cupy": "cuda"}  # the backend of each array library
 
 # Array types that are told apart, without importing their library to ask.
 LIBRARIES: dict[str, Callable[[Any], bool]] = {
-    "cupy": compat.is_cupy_array,
+    "cupy": _device.is_device_array,
     "torch": compat.is_torch_array,
     "jax": compat.is_jax_array,
     "dask": compat.is_dask_array,
     "ndonnx": compat.is_ndonnx_array,
     "sparse": compat.is_pydata_sparse_array,
 }
+
+# Operands that results are made after: beside an array on a device, a list will not do.
+MAIN = {"x", "p", "q", "log_p", "log_q"}
 
 # Types that need no such test: what most calls come with.
 PLAIN = {np.ndarray, type(None), list, tuple, int, float}
@@ -77,8 +84,13 @@ def library_of(**arrays: Any) -> str:
     if library not in DEFAULT:
         raise TypeError(
             f"{name} is {_described(arrays[name])}, for which no backend is installed; "
-            f"backends take: {', '.join(sorted(DEFAULT))}; convert it to a NumPy array"
+            f"backends take: {', '.join(sorted(DEFAULT))}; convert it to one of them"
         )
+    if library != "numpy":
+        for other in MAIN.intersection(arrays):
+            if not LIBRARIES[library](arrays[other]):
+                came = f"{name} is {_described(arrays[name])}, but {other} a {type(arrays[other]).__name__}"
+                raise TypeError(f"{came}; make both arrays of one library")
     return library
 
 
@@ -88,7 +100,20 @@ def _described(array: Any) -> str:
 
 def chosen(library: str = "numpy") -> str:
     """The name of the backend that runs calls on arrays of `library`."""
-    return _override or DEFAULT[library]
+    if _override is None:
+        return DEFAULT[library]
+    if BACKENDS[_override].library != library:
+        taken = BACKENDS[_override].library
+        raise TypeError(
+            f"use_backend({_override!r}) is in force, which takes {taken} arrays, and {library} arrays came; "
+            "convert them, or let the arrays decide: use_backend('auto')"
+        )
+    return _override
+
+
+def override() -> str | None:
+    """The backend that `use_backend` has put in force."""
+    return _override
 
 
 def backend(library: str = "numpy") -> Backend:
@@ -106,8 +131,9 @@ class use_backend:
 
     Parameters
     ----------
-    name : {"auto", "cpu", "reference"}
-        ``"auto"`` lets the array's type decide. The choice holds for the whole process.
+    name : {"auto", "cpu", "cuda", "reference"}
+        ``"auto"`` lets the array's type decide. The choice holds for the whole process, and for arrays that the
+        backend takes: others are refused.
 
     Raises
     ------
@@ -151,6 +177,6 @@ def backends() -> dict[str, str]:
     --------
     >>> import entrokern as ek
     >>> list(ek.backends())
-    ['cpu', 'reference']
+    ['cpu', 'cuda', 'reference']
     """
     return {name: entry.about for name, entry in BACKENDS.items()}

@@ -58,7 +58,7 @@ def planned(function: Callable[P, R]) -> Callable[P, R]:
 
 def _key(args: tuple[Any, ...], options: Mapping[str, Any], arrays: list[Array]) -> Any:
     """All that the checks depend on, or None where that is more than a few values; collects the `arrays`."""
-    key: list[Any] = [_dispatch.chosen(), *options]
+    key: list[Any] = [_dispatch.override(), *options]
     for value in (*args, *options.values()):
         kind = type(value)
         if kind is np.ndarray:

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ._arrays import Array, flat_chunk
+from ._arrays import Array, flat_chunk, in_line, on_host
 
 ELEMENTS = 1 << 20  # per step: bounded memory, whatever the size of the array
 
 
 def _row_chunks(view: Array) -> Iterator[tuple[int, Array]]:
     """Blocks of rows of ``batch + (k,)`` as float64, each with the index of its first row."""
-    k = view.shape[-1]
+    view, k = in_line(view), view.shape[-1]
     step = max(1, ELEMENTS // k)
     n = view.size // k
     for start in range(0, n, step):
@@ -40,14 +40,15 @@ def distribution(name: str, view: Array, form: str) -> None:
         with np.errstate(all="ignore"):
             p = np.exp(rows) if form == "log_probs" else rows
             sums = p.sum(axis=1)
-            negative = np.asarray((p < 0).any(axis=1))
+            negative: Array = (p < 0).any(axis=1)
             bad = negative | (np.abs(sums - 1.0) > tolerance)
         if bad.any():
             i = int(bad.argmax())
+            lowest, total = float(p[i].min()), float(sums[i])
             what = (
-                f"holds a probability below 0 ({p[i].min():.6g})"
+                f"holds a probability below 0 ({lowest:.6g})"
                 if negative[i]
-                else f"sums to {sums[i]:.6g}, not 1 (within {tolerance:.2g})"
+                else f"sums to {total:.6g}, not 1 (within {tolerance:.2g})"
             )
             raise ValueError(
                 f"{name}: row {_row_name(start + i, view)} {what}; normalise the rows, "
@@ -56,6 +57,7 @@ def distribution(name: str, view: Array, form: str) -> None:
 
 
 def _elements(name: str, array: Array, allowed: str, low: float, high: float, ignore: int | None = None) -> None:
+    array = in_line(array)
     for start in range(0, array.size, ELEMENTS):
         chunk = flat_chunk(array, start, min(array.size, start + ELEMENTS))
         values = chunk.astype(np.float64)
@@ -66,7 +68,7 @@ def _elements(name: str, array: Array, allowed: str, low: float, high: float, ig
             i = int(bad.argmax())
             where = tuple(int(j) for j in np.unravel_index(start + i, array.shape)) if array.shape else ()
             place = where[0] if len(where) == 1 else where
-            raise ValueError(f"{name}: row {place} is {chunk[i]}; allowed: {allowed}")
+            raise ValueError(f"{name}: row {place} is {on_host(chunk[i])}; allowed: {allowed}")
 
 
 def not_negative(name: str, p: Array) -> None:

@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from . import _arrays, _options, _validate
+from . import _arrays, _device, _options, _validate
 from ._arrays import Array
-from ._call import Call, Job, Map, compute, compute_maps
+from ._call import Call, Job, Map, check_targets, compute, compute_maps
 from ._dispatch import library_of
 from ._plans import planned
 
@@ -278,6 +278,7 @@ def cross_entropy_call(
     """The options of `cross_entropy`, checked: `x` as an array, its class axis, and the call."""
     _options.choice("form", form, _options.FORMS)
     _options.for_logits_only(form, temperature=(temperature, 1.0), softcap=(softcap, None), z_loss=(z_loss, 0.0))
+    validate = _options.flag("validate", validate)
     array = _arrays.as_floating("x", x)
     axis = _arrays.class_axis(array, axis)
     view = _arrays.classes_last(array, axis)
@@ -295,7 +296,7 @@ def cross_entropy_call(
         form=form,
         y=dense,
         labels=labels,
-        class_weight=_arrays.class_weights(class_weight, view.shape[-1]),
+        class_weight=_arrays.class_weights(class_weight, view.shape[-1], validate=validate),
         sample_weight=_arrays.sample_weights(sample_weight, view.shape[:-1]),
         label_smoothing=_options.fraction("label_smoothing", label_smoothing),
         ignore_index=ignore_index,
@@ -304,7 +305,8 @@ def cross_entropy_call(
         z_loss=_options.non_negative("z_loss", z_loss),
         unit=_options.unit_of_base(base),
     )
-    if _options.flag("validate", validate):
+    if validate:
+        check_targets(call)
         _validate.distribution("x", view, form)
         if dense is not None:
             _validate.distribution("target", dense, "probs")
@@ -435,6 +437,7 @@ def binary_cross_entropy(
         elementwise=elementwise,
     )
     if _options.flag("validate", validate):
+        check_targets(call)
         _validate.unit_interval("target", targets, call.ignore_index)
         _validate.binary_predictions("x", view, form)
     outputs = {}
@@ -791,7 +794,7 @@ def perplexity(
         temperature, softcap, 0.0, None, validate,
     )  # fmt: skip
     # In float64 to the end: the exponential would multiply the rounding of a float32 mean.
-    mean = np.empty((), np.float64)
+    mean = _arrays.output("out", None, (), (np.dtype(np.float64),), array)
     call.total = True
     job: Any = Job(call, (mean,), "mean", on_empty, deliver=partial(_exp, _arrays.row_dtype(array.dtype)))
     return job
@@ -799,4 +802,5 @@ def perplexity(
 
 def _exp(dtype: np.dtype[Any], outputs: Sequence[Array]) -> Array:
     with np.errstate(over="ignore"):
-        return np.asarray(np.exp(outputs[0]), dtype)
+        value: Any = np.exp(outputs[0])
+        return value.astype(dtype) if _device.is_device_array(value) else np.asarray(value, dtype)

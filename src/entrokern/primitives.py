@@ -48,7 +48,7 @@ def logsumexp(x: Any, *, axis: int = -1, out: Array | None = None, validate: boo
     """
     array, axis = _operand(x, axis, out, validate)
     call = Call("softmax", _arrays.classes_last(array, axis))
-    result = _arrays.output("out", out, call.row_shape, (_arrays.row_dtype(array.dtype),))
+    result = _arrays.output("out", out, call.row_shape, (_arrays.row_dtype(array.dtype),), array)
     if out is not None:
         _arrays.refuse_overlap({"out": result}, {"x": array}, {})
     call.rows["lse"] = result

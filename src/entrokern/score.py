@@ -131,12 +131,12 @@ def score(
     for name in names:
         if name in ("grad", "hess"):
             results[name] = _arrays.output(
-                f"{name}_out", given[name], array.shape, _arrays.map_dtypes(array.dtype), like=array
+                f"{name}_out", given[name], array.shape, _arrays.map_dtypes(array.dtype), array, alike=True
             )
             call.maps[name] = _arrays.classes_last(results[name], axis)
         else:
             dtype = _arrays.result_dtype(name, array.dtype)
-            results[name] = _arrays.output("out", given.get(name), call.row_shape, (dtype,))
+            results[name] = _arrays.output("out", given.get(name), call.row_shape, (dtype,), array)
             call.rows[name] = results[name]
     users = {name: array for name, array in given.items() if array is not None}
     in_place = _arrays.refuse_overlap(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._arrays import Array, flat_chunk
+from .._arrays import Array, flat_chunk, merged_axes
 from .._call import Call
 
 # 16-bit floats are passed as integers of two types, which the kernels tell apart.
@@ -62,7 +62,7 @@ class Layout:
         reach = [(d - 1) * s for d, s in zip(view.shape, strides, strict=True)]
         self._lowest = sum(r for r in reach if r < 0)
         self._span = sum(abs(r) for r in reach) + 1
-        shape, steps = _merged(view.shape[:-1], strides[:-1])
+        shape, steps = merged_axes(view.shape[:-1], strides[:-1])
         self.geometry = np.array([strides[-1], -self._lowest, len(shape), *shape, *steps])
 
     def flat(self, view: Array) -> Array:
@@ -103,22 +103,6 @@ def with_whole_elements(call: Call) -> Call:
 
 def _in_whole_elements(array: Array) -> bool:
     return all(s % array.itemsize == 0 for s in array.strides)
-
-
-def _merged(shape: tuple[int, ...], strides: list[int]) -> tuple[list[int], list[int]]:
-    """Batch axes that lie in memory like one axis, as one: rows are found with fewer divisions."""
-    sizes, steps = [1], [0]
-    for d, s in zip(shape, strides, strict=True):
-        if d == 1:
-            continue
-        if sizes[-1] == 1:
-            sizes[-1], steps[-1] = d, s
-        elif steps[-1] == d * s:
-            sizes[-1], steps[-1] = sizes[-1] * d, s
-        else:
-            sizes.append(d)
-            steps.append(s)
-    return sizes, steps
 
 
 def converted(view: Array, start: int, stop: int, dtype: Any = np.float64) -> Operand:

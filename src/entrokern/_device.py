@@ -1,0 +1,75 @@
+"""Arrays in a GPU's memory, as the host half sees them: CuPy's, and whatever says where it lies.
+
+CuPy is imported when the first such array comes, never to ask for one. Its arrays answer to NumPy's functions
+(``np.moveaxis``, ``np.broadcast_to``), so that most of the host half knows nothing of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+HOST = {np.ndarray, type(None), list, tuple, int, float, bool, str}  # what most calls come with
+NO_CUPY = "{name} lies in a GPU's memory, for which CuPy is needed: pip install 'entrokern[cuda13]' (or [cuda12])"
+
+
+def is_device_array(value: Any) -> bool:
+    """Whether `value` lies in a GPU's memory: an array of CuPy, or one with ``__cuda_array_interface__``."""
+    if type(value) in HOST:
+        return False
+    if is_cupy_array(value):
+        return True
+    if type(value).__module__.partition(".")[0] == "torch":  # whose tensors all have the interface, and raise
+        return bool(getattr(value, "is_cuda", False))
+    return hasattr(value, "__cuda_array_interface__")
+
+
+def is_cupy_array(value: Any) -> bool:
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(value, cupy.ndarray)
+
+
+def asarray(name: str, value: Any) -> Any:
+    """`value` as a CuPy array over the same memory."""
+    if is_cupy_array(value):
+        return value
+    try:
+        import cupy
+    except ImportError:
+        raise RuntimeError(NO_CUPY.format(name=f"{name} (a {type(value).__module__} {type(value).__name__})")) from None
+    if hasattr(value, "detach"):  # a torch tensor, perhaps bfloat16, which the interface has no name for
+        return cupy.from_dlpack(value.detach())
+    return cupy.asarray(value)
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any], of: Any) -> Any:
+    """A new array on the device of `of`."""
+    import cupy
+
+    with of.device:
+        return cupy.empty(shape, dtype)
+
+
+def empty_like(array: Any, dtype: np.dtype[Any]) -> Any:
+    import cupy
+
+    with array.device:
+        return cupy.empty_like(array, dtype=dtype)
+
+
+class _Memory:
+    def __init__(self, array: Any) -> None:
+        self.__array_interface__ = {
+            "data": (array.data.ptr, False),
+            "shape": array.shape,
+            "strides": array.strides,
+            "typestr": f"|V{array.itemsize}",
+            "version": 3,
+        }
+
+
+def addresses(array: Any) -> Any:
+    """Where the elements of `array` lie, as a NumPy array that must never be read: NumPy can tell which overlap."""
+    return np.asarray(_Memory(array))

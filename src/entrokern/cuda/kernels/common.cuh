@@ -1,0 +1,256 @@
+// What every kernel stands on: number types, 16-byte loads, where rows lie, and teams of threads that share a row.
+//
+// There are no headers: NVRTC needs none, and neither does a C++ compiler that brings its own definitions of CUDA's
+// words (the tests do, and so run this very source on a CPU).
+
+typedef long long i64;
+typedef unsigned long long u64;
+
+#define D __device__ __forceinline__
+// Arguments stay where they are handed over: a reference to them must not make a copy on the stack.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 700
+#define ARGUMENTS const __grid_constant__ Arguments
+#else
+#define ARGUMENTS const Arguments
+#endif
+
+enum {
+  BLOCK = 256,        // threads of a block
+  SEGMENT = 1 << 14,  // classes after which the accumulators of a row start anew
+  IN_FLIGHT = 4,      // loads of 16 bytes that a thread has on the way
+};
+
+// --- numbers --------------------------------------------------------------------------------------
+
+struct float16 { unsigned short bits; };
+struct bfloat16 { unsigned short bits; };
+
+// 16-bit numbers are computed with as float32.
+template <class T> struct compute { typedef float type; };
+template <> struct compute<double> { typedef double type; };
+
+template <class C> struct limits;
+template <> struct limits<float> {
+  static D float lowest() { return -3.402823466e38f; }
+  static D float floor() { return -1000.0f; }  // 2^floor is 0, and floor times 0 is 0
+  static D float inf() { return __uint_as_float(0x7f800000u); }
+  static D float nan() { return __uint_as_float(0x7fc00000u); }
+};
+template <> struct limits<double> {
+  static D double lowest() { return -1.7976931348623157e308; }
+  static D double floor() { return -2000.0; }
+  static D double inf() { return __longlong_as_double(0x7ff0000000000000ll); }
+  static D double nan() { return __longlong_as_double(0x7ff8000000000000ll); }
+};
+
+#ifdef __CUDA_ARCH__
+D float approximate_exp2(float t) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(t)); return r; }
+D float widened(float16 h) { float r; asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(h.bits)); return r; }
+D void narrow(float v, float16 &h) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h.bits) : "f"(v)); }
+#else
+D float approximate_exp2(float t) { return shim_ex2(t); }
+D float widened(float16 h) { return shim_half_to_float(h.bits); }
+D void narrow(float v, float16 &h) { h.bits = shim_float_to_half(v); }
+#endif
+// The instruction has no subnormal numbers; what rows with a clear winner say is in sums of such.
+D float exp2_of(float t) {
+  const bool small = t < -126.0f;
+  const float e = approximate_exp2(small ? 0.5f * t : t);
+  return small ? e * e : e;
+}
+D double exp2_of(double t) { return exp2(t); }
+D float widened(float v) { return v; }
+D double widened(double v) { return v; }
+D float widened(bfloat16 v) { return __uint_as_float((unsigned)v.bits << 16); }
+D void narrow(float v, float &r) { r = v; }
+D void narrow(double v, double &r) { r = v; }
+D void narrow(float v, bfloat16 &r) {
+  unsigned u = __float_as_uint(v);
+  // To the nearest, ties to even; a NaN must not be rounded to infinity.
+  r.bits = v != v ? 0x7fc0 : (unsigned short)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+D bool is_finite(float v) { return fabsf(v) < limits<float>::inf(); }
+D bool is_finite(double v) { return fabs(v) < limits<double>::inf(); }
+D float log1p_of(float v) { return log1pf(v); }
+D double log1p_of(double v) { return log1p(v); }
+D float tanh_of(float v) { return tanhf(v); }
+D double tanh_of(double v) { return tanh(v); }
+D float larger(float a, float b) { return fmaxf(a, b); }  // of a number and NaN: the number
+D double larger(double a, double b) { return fmax(a, b); }
+D float smaller(float a, float b) { return fminf(a, b); }
+D double smaller(double a, double b) { return fmin(a, b); }
+D float magnitude(float v) { return fabsf(v); }
+D double magnitude(double v) { return fabs(v); }
+
+// --- vectors: 16 bytes of numbers -------------------------------------------------------------------
+
+template <class T> struct vector_of { static const int size = 16 / sizeof(T); };
+
+D void unpack(const uint4 &u, const float *, float (&v)[4]) {
+  v[0] = __uint_as_float(u.x); v[1] = __uint_as_float(u.y); v[2] = __uint_as_float(u.z); v[3] = __uint_as_float(u.w);
+}
+D double joined(unsigned low, unsigned high) { return __longlong_as_double((i64)((u64)low | (u64)high << 32)); }
+D void unpack(const uint4 &u, const double *, double (&v)[2]) { v[0] = joined(u.x, u.y); v[1] = joined(u.z, u.w); }
+template <class T> D void unpack(const uint4 &u, const T *, float (&v)[8]) {
+  const unsigned words[4] = {u.x, u.y, u.z, u.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    T low = {(unsigned short)(words[i] & 0xffffu)}, high = {(unsigned short)(words[i] >> 16)};
+    v[2 * i] = widened(low);
+    v[2 * i + 1] = widened(high);
+  }
+}
+
+D uint4 packed(const float *, const float (&v)[4]) {
+  return make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3]));
+}
+D uint4 packed(const double *, const double (&v)[2]) {
+  u64 a = (u64)__double_as_longlong(v[0]), b = (u64)__double_as_longlong(v[1]);
+  return make_uint4((unsigned)a, (unsigned)(a >> 32), (unsigned)b, (unsigned)(b >> 32));
+}
+template <class T> D uint4 packed(const T *, const float (&v)[8]) {
+  unsigned words[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    T low, high;
+    narrow(v[2 * i], low);
+    narrow(v[2 * i + 1], high);
+    words[i] = (unsigned)low.bits | (unsigned)high.bits << 16;
+  }
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// How many numbers lie before the first 16-byte boundary, of k in all.
+template <class T> D int before_boundary(const T *p, i64 k) {
+  int numbers = (int)((16 - ((u64)p & 15)) & 15) / (int)sizeof(T);
+  return k < numbers ? (int)k : numbers;
+}
+
+// --- where numbers lie ------------------------------------------------------------------------------
+
+// An array of shape batch + (k,): its batch axes are merged where they lie in memory like one.
+struct Operand {
+  void *data;
+  i64 class_stride;  // in elements, as all strides
+  int dtype, axes;
+  i64 shape[4], stride[4];
+};
+
+D i64 row_start(const Operand &o, i64 row) {
+  i64 at = 0;
+#pragma unroll
+  for (int i = 3; i > 0; --i) {
+    if (i < o.axes) {
+      i64 rest = row / o.shape[i];
+      at += (row - rest * o.shape[i]) * o.stride[i];
+      row = rest;
+    }
+  }
+  return at + row * o.stride[0];
+}
+
+// dtypes that are found out at run time: for one number per row, and for the careful kernels
+enum { FLOAT32, FLOAT64, FLOAT16, BFLOAT16, INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32, UINT64 };
+
+D i64 load_integer(const Operand &o, i64 at) {
+  switch (o.dtype) {
+    case INT8: return ((const signed char *)o.data)[at];
+    case INT16: return ((const short *)o.data)[at];
+    case INT32: return ((const int *)o.data)[at];
+    case UINT8: return ((const unsigned char *)o.data)[at];
+    case UINT16: return ((const unsigned short *)o.data)[at];
+    case UINT32: return ((const unsigned *)o.data)[at];
+    default: return ((const i64 *)o.data)[at];  // uint64 too: what is beyond int64 is negative, and out of range as that
+  }
+}
+
+// --- teams: threads of a block that share a row -----------------------------------------------------
+
+struct Team {
+  int size, lane;  // a power of two up to BLOCK; this thread's place in it
+};
+
+// Joins the records of a team's threads; every thread gets the whole. `Record` has join(other) and shuffled(lanes).
+// All threads of the block must come here together.
+template <class Record> D Record joined_by(const Team &team, Record r) {
+  const int within = team.size < 32 ? team.size : 32;
+  for (int apart = within >> 1; apart > 0; apart >>= 1) r.join(r.shuffled(apart));
+  if (team.size > 32) {
+    __shared__ Record of_warps[BLOCK / 32];
+    const int warp = threadIdx.x >> 5, warps = team.size >> 5, first = warp & ~(warps - 1);
+    __syncthreads();  // the last reader of what was there before
+    if ((threadIdx.x & 31) == 0) of_warps[warp] = r;
+    __syncthreads();
+    r = of_warps[first];
+    for (int w = 1; w < warps; ++w) r.join(of_warps[first + w]);
+  }
+  return r;
+}
+
+D float from_lane(float v, int apart) { return __shfl_xor_sync(0xffffffffu, v, apart); }
+D double from_lane(double v, int apart) { return __shfl_xor_sync(0xffffffffu, v, apart); }
+D int from_lane(int v, int apart) { return __shfl_xor_sync(0xffffffffu, v, apart); }
+D i64 from_lane(i64 v, int apart) { return __shfl_xor_sync(0xffffffffu, v, apart); }
+
+// --- sweeps: a team's way over the classes of a row -------------------------------------------------
+
+// Visits classes low … high - 1 that lie side by side: 16 bytes at a time, several loads on the way at once, and
+// singly what lies before the first boundary and after the last. `visit(class, values)` gets arrays of numbers; each
+// thread meets its classes in ascending order. With `keep`, the vectors are also stored there (16-byte aligned).
+template <class T, class Visit>
+D void sweep_line(const T *row, i64 low, i64 high, const Team &team, Visit &visit) {
+  typedef typename compute<T>::type C;
+  const int N = vector_of<T>::size;
+  const T *begin = row + low;
+  const int head = before_boundary(begin, high - low);
+  const int vectors = (int)((high - low - head) / N);
+  const uint4 *v = (const uint4 *)(begin + head);
+  const i64 first = low + head;
+  if (team.lane < head) {
+    C one[1] = {widened(begin[team.lane])};
+    visit(low + team.lane, 1, one);
+  }
+  int i = team.lane;
+  for (; i + (IN_FLIGHT - 1) * team.size < vectors; i += IN_FLIGHT * team.size) {
+    uint4 u[IN_FLIGHT];
+#pragma unroll
+    for (int j = 0; j < IN_FLIGHT; ++j) u[j] = v[i + j * team.size];
+#pragma unroll
+    for (int j = 0; j < IN_FLIGHT; ++j) {
+      C values[N];
+      unpack(u[j], row, values);
+      visit(first + (i64)(i + j * team.size) * N, 1, values);
+    }
+  }
+#pragma unroll 1
+  for (; i < vectors; i += team.size) {
+    C values[N];
+    unpack(v[i], row, values);
+    visit(first + (i64)i * N, 1, values);
+  }
+  const i64 tail = first + (i64)vectors * N;
+  for (i64 c = tail + team.lane; c < high; c += team.size) {
+    C one[1] = {widened(row[c])};
+    visit(c, 1, one);
+  }
+}
+
+// The same for classes a stride apart, and for short rows: neighbouring threads take neighbouring classes, one by one.
+// What lies beyond the last class is -inf.
+template <class T, class Visit>
+D void sweep_apart(const T *row, i64 stride, i64 low, i64 high, const Team &team, Visit &visit) {
+  typedef typename compute<T>::type C;
+  for (i64 c = low + team.lane; c < high; c += IN_FLIGHT * team.size) {
+    C values[IN_FLIGHT];
+#pragma unroll
+    for (int j = 0; j < IN_FLIGHT; ++j) {
+      const i64 at = c + j * team.size;
+      values[j] = at < high ? (C)widened(row[at * stride]) : -limits<C>::inf();
+    }
+    visit(c, team.size, values);
+  }
+}
+
+// Rows of fewer bytes gain nothing from vectors: most of a row would lie before and after them.
+template <class T> D bool in_line(const Operand &o, i64 k) { return o.class_stride == 1 && k * (i64)sizeof(T) >= 256; }

@@ -1,0 +1,264 @@
+// Rows of logits, with labels or without a target: one read gives every number of a row, a second the arrays of x's shape.
+
+enum { INV_T, SCALE, UNIT, SMOOTHING, Z_LOSS, CAP, FACTOR };  // options: SCALE = log2(e)/T, FACTOR = unit·map_scale/T
+enum { NO_MAP, GRADIENT, ENTROPY_GRADIENT, SOFTMAX, LOG_SOFTMAX };
+enum { WHOLE_ROWS, PARTS_OF_ROWS, FROM_PARTS };  // what a team works on; a row's parts are its segments
+
+struct Arguments {
+  Operand x, labels, map, hess;
+  const void *class_weight, *row_factors, *map_scale;  // of the compute type; null: none
+  void *loss, *lse, *log_prob, *entropy, *max_prob;    // of the compute type; null: not wanted
+  i64 *argmax, *rank;
+  void *records;  // of the parts of rows
+  i64 n, k, ignore_index;
+  int team, mode, parts, has_labels, has_ignored, map_kind;
+  double options64[7];
+  float options32[7];
+};
+
+D float option(const Arguments &a, int i, float) { return a.options32[i]; }
+D double option(const Arguments &a, int i, double) { return a.options64[i]; }
+
+// What a row's label says.
+template <class C> struct Label {
+  i64 at;
+  bool given, ignored, bad;
+  C logit, weight;
+};
+
+template <class T, class C> D Label<C> label_of(const Arguments &a, const T *x, i64 row) {
+  Label<C> y = {-1, a.has_labels != 0, false, false, limits<C>::inf(), 1};
+  if (y.given) {
+    y.at = load_integer(a.labels, row_start(a.labels, row));
+    y.ignored = a.has_ignored && y.at == a.ignore_index;
+    y.bad = !y.ignored && (y.at < 0 || y.at >= a.k);
+    if (y.ignored || y.bad) y.at = -1;
+    if (y.at >= 0) {
+      y.logit = widened(x[y.at * a.x.class_stride]);
+      if (a.class_weight) y.weight = ((const C *)a.class_weight)[y.at];
+    }
+  }
+  return y;
+}
+
+// (1-ε)·w_y·(lse - z_y) + (ε/k)·Σ w·(lse - z), where lse - z = L + (top - z) is never a difference of large numbers.
+template <class C> D C label_loss(const Arguments &a, const Record<C> &r, C L, C gap, C weight) {
+  const C eps = option(a, SMOOTHING, C()), k = (C)a.k;
+  C loss = L * 0;  // of a row that is undefined: NaN
+  if (eps < 1) loss += weight == 0 ? (C)0 : weight * (L + gap) * (1 - eps);
+  if (eps > 0) loss += (L * (r.weights / k) + r.gaps * (option(a, INV_T, C()) / k)) * eps;
+  return loss;
+}
+
+template <class C> D void put(void *results, i64 row, C value) {
+  if (results) ((C *)results)[row] = value;
+}
+
+template <bool FULL, class C> D void finish(const Arguments &a, i64 row, const Record<C> &r, const Label<C> &y, const Scaling<C> &scaling) {
+  const bool has_nan = r.S != r.S, empty = r.n == 0;
+  const C inv_T = option(a, INV_T, C()), unit = option(a, UNIT, C()), inf = limits<C>::inf(), nan = limits<C>::nan();
+  const C S = r.S + (r.n - 1), Z = r.S + r.n;
+  const C top = has_nan ? nan : empty ? -inf : r.top;
+  const C L = has_nan || empty ? nan : log1p_of(S);
+  const C lse = empty ? top : top * inv_T + L;
+  const bool finite = is_finite(top);
+  put(a.lse, row, lse);
+  put(a.max_prob, row, finite ? 1 / Z : nan);
+  const C ln2 = (C)0.6931471805599453;
+  const C entropy = FULL && finite ? (L - r.spread / Z * ln2) * unit : nan;
+  if (FULL) {
+    put(a.entropy, row, entropy);
+    if (a.argmax) a.argmax[row] = has_nan ? -1 : r.at;
+    if (a.rank) a.rank[row] = has_nan || y.at < 0 ? -1 : r.above;
+  }
+  if (y.given) {
+    const C gap = (top - (FULL ? scaling.shown(y.logit) : y.logit)) * inv_T;
+    C loss = label_loss(a, r, L, gap, y.weight) * unit;
+    if (option(a, Z_LOSS, C()) != 0) loss += option(a, Z_LOSS, C()) * lse * lse;
+    put(a.loss, row, y.ignored ? (C)0 : y.bad ? nan : loss);
+    put(a.log_prob, row, y.at < 0 ? nan : -(L + gap));
+  } else {
+    put(a.loss, row, entropy);
+  }
+}
+
+// --- arrays of x's shape ----------------------------------------------------------------------------
+
+template <class C> struct RowMap {
+  int kind;
+  i64 label;
+  C m, top, L, mean, inv_Z, rest;  // rest: 1 - p of the largest logit
+  C factor, slope;                 // of the gradient; of the Hessian
+  C fill;                          // what the row is filled with
+  bool filled;
+};
+
+template <class C> D RowMap<C> map_of(const Arguments &a, i64 row, const Record<C> &r, const Label<C> &y) {
+  RowMap<C> p;
+  const C Z = r.S + r.n, S = r.S + (r.n - 1);
+  p.kind = a.map_kind;
+  p.label = y.at;
+  p.m = r.m;
+  p.top = r.top;
+  p.inv_Z = 1 / Z;
+  p.rest = S / Z;
+  p.L = p.kind == LOG_SOFTMAX ? log1p_of(S) : (C)0;
+  p.mean = p.kind == ENTROPY_GRADIENT ? r.spread / Z : (C)0;
+  C f = option(a, FACTOR, C());
+  if (a.map_scale) f *= *(const C *)a.map_scale;
+  if (a.row_factors) f *= ((const C *)a.row_factors)[row];
+  p.factor = f * y.weight;
+  p.slope = p.factor * option(a, INV_T, C());
+  const bool weighed = p.kind != SOFTMAX && p.kind != LOG_SOFTMAX, left_out = weighed && (f == 0 || y.ignored);
+  // The logarithm is still of use where the largest logit is +inf.
+  const bool undefined = Z != Z || r.n == 0 || (p.kind != LOG_SOFTMAX && !is_finite(r.top)) || (weighed && y.bad);
+  p.filled = left_out || undefined;
+  p.fill = left_out ? (C)0 : limits<C>::nan();
+  return p;
+}
+
+template <class C> D C map_value(const RowMap<C> &p, const Scaling<C> &scaling, C v, i64 c, C inv_T) {
+  if (p.filled) return p.fill;
+  const C d = scaling.shown(v) - p.top, t = d * scaling.scale;
+  if (p.kind == LOG_SOFTMAX) return p.top == limits<C>::inf() ? d : d * inv_T - p.L;
+  const C e = exp2_of(t) * p.inv_Z;
+  if (p.kind == SOFTMAX) return e;
+  if (p.kind == ENTROPY_GRADIENT) {
+    const C ln2 = (C)0.6931471805599453;
+    return e == 0 ? e : -e * ((larger(t, limits<C>::floor()) - p.mean) * ln2) * p.factor;
+  }
+  // The true class gives -(Σ of the others' p), and never p - 1.
+  return (c == p.label ? -(v == p.m ? p.rest : 1 - e) : e) * p.factor;
+}
+
+template <class C> D C hessian_value(const RowMap<C> &p, const Scaling<C> &scaling, C v) {
+  if (p.filled) return p.fill;
+  const C e = exp2_of((scaling.shown(v) - p.top) * scaling.scale) * p.inv_Z;
+  return e * (v == p.m ? p.rest : 1 - e) * p.slope;
+}
+
+// Maps of 16-bit numbers may be asked for as float32.
+template <class T> D bool is_wide(const Operand &o) { return sizeof(T) == 2 && o.dtype == FLOAT32; }
+
+template <class T, class C> D void store_one(const Operand &o, i64 at, C v, const T *) {
+  if (is_wide<T>(o)) {
+    ((float *)o.data)[at] = (float)v;
+  } else {
+    narrow(v, ((T *)o.data)[at]);
+  }
+}
+
+// Writes the maps of what it visits. Each thread reads what it writes, so an output may be the row itself.
+template <class T, class C> struct Write {
+  const Arguments &a;
+  const RowMap<C> &p;
+  Scaling<C> scaling;
+  i64 map_start, hess_start, high;
+  bool vectors;  // whether the outputs lie like the row, for stores of 16 bytes
+  C inv_T;
+
+  template <int N> D void operator()(i64 c, int step, C (&v)[N]) {
+    C out[N], hess[N];
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const i64 at = c + (i64)j * step;
+      if (a.map_kind != NO_MAP) out[j] = map_value(p, scaling, v[j], at, inv_T);
+      if (a.hess.data) hess[j] = hessian_value(p, scaling, v[j]);
+    }
+    if (a.map_kind != NO_MAP) put_all(a.map, map_start, c, step, out);
+    if (a.hess.data) put_all(a.hess, hess_start, c, step, hess);
+  }
+
+  template <int N> D void put_all(const Operand &o, i64 start, i64 c, int step, C (&v)[N]) {
+    if (N == vector_of<T>::size && step == 1 && vectors) {
+      put_vector(o, start + c, v);
+      return;
+    }
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const i64 at = c + (i64)j * step;
+      if (at < high) store_one(o, start + at * o.class_stride, v[j], (const T *)nullptr);
+    }
+  }
+
+  D void put_vector(const Operand &o, i64 at, C (&v)[vector_of<T>::size]) {
+    *(uint4 *)((T *)o.data + at) = packed((const T *)nullptr, v);
+  }
+  template <int N> D void put_vector(const Operand &, i64, C (&)[N]) {}
+};
+
+// --- the kernel -------------------------------------------------------------------------------------
+
+template <class T, class Visit> D void sweep(const Operand &o, const T *x, i64 low, i64 high, i64 k, const Team &team, Visit &visit) {
+  if (in_line<T>(o, k)) {
+    sweep_line(x, low, high, team, visit);
+  } else {
+    sweep_apart(x, o.class_stride, low, high, team, visit);
+  }
+}
+
+// Whether 16-byte stores to `out` (if there is one) fall where the row's 16-byte loads do.
+template <class T> D bool lies_like(const Operand &out, const T *x, i64 start) {
+  if (!out.data) return true;
+  return out.class_stride == 1 && !is_wide<T>(out) && (((u64)x ^ (u64)((const T *)out.data + start)) & 15) == 0;
+}
+
+template <class T, bool FULL, bool MAPS> D void softmax_rows(const Arguments &a) {
+  typedef typename compute<T>::type C;
+  const Team team = {a.team, (int)threadIdx.x & (a.team - 1)};
+  const int teams = BLOCK / a.team, mine = (int)threadIdx.x / a.team;
+  const i64 items = a.n * a.parts;
+  Gather<FULL, C> gather;
+  gather.scaling = {option(a, SCALE, C()), FULL ? option(a, CAP, C()) : (C)0};
+  gather.class_weight = (const C *)a.class_weight;
+  gather.smoothed = option(a, SMOOTHING, C()) > 0;
+  gather.k = a.k;
+  for (i64 first = (i64)blockIdx.x * teams; first < items; first += (i64)gridDim.x * teams) {
+    // All threads of a block go the same way: those without a row of their own do another's, and write nothing.
+    const bool real = first + mine < items;
+    const i64 item = real ? first + mine : items - 1;
+    const i64 row = a.parts > 1 ? item / a.parts : item, part = item - row * a.parts;
+    const T *x = (const T *)a.x.data + row_start(a.x, row);
+    const Label<C> y = label_of<T, C>(a, x, row);
+    gather.y = gather.scaling.limited(y.logit);
+    Record<C> *records = (Record<C> *)a.records + row * a.parts;
+    Joined<FULL, C> all;
+    all.scale = gather.scaling.scale;
+    i64 low = a.mode == PARTS_OF_ROWS ? part * SEGMENT : 0;
+    i64 end = a.mode == PARTS_OF_ROWS && low + SEGMENT < a.k ? low + SEGMENT : a.k;
+    for (i64 begin = low; low < end; low += SEGMENT) {
+      Joined<FULL, C> one = all;
+      if (a.mode == FROM_PARTS) {
+        one.r = records[low / SEGMENT];
+      } else {
+        gather.begin();
+        sweep(a.x, x, low, low + SEGMENT < end ? low + SEGMENT : end, a.k, team, gather);
+        one.r = gather.r;
+        one = joined_by(team, one);
+      }
+      if (low == begin) {
+        all = one;
+      } else {
+        all.join(one);
+      }
+    }
+    if (a.mode == PARTS_OF_ROWS) {
+      if (real && team.lane == 0) records[part] = all.r;
+      continue;
+    }
+    if (real && team.lane == 0 && part == 0) finish<FULL>(a, row, all.r, y, gather.scaling);
+    if (MAPS && real) {
+      const RowMap<C> p = map_of(a, row, all.r, y);
+      const i64 map_start = row_start(a.map, row), hess_start = row_start(a.hess, row);
+      low = a.mode == FROM_PARTS ? part * SEGMENT : 0;
+      end = a.mode == FROM_PARTS && low + SEGMENT < a.k ? low + SEGMENT : a.k;
+      const bool vectors = in_line<T>(a.x, a.k) && lies_like(a.map, x, map_start) && lies_like(a.hess, x, hess_start);
+      Write<T, C> write = {a, p, gather.scaling, map_start, hess_start, a.k, vectors, option(a, INV_T, C())};
+      // The other way round: what was read last is still in cache.
+      const i64 begin = low;
+      for (low += (end - 1 - begin) / SEGMENT * SEGMENT; low >= begin; low -= SEGMENT) {
+        sweep(a.x, x, low, low + SEGMENT < end ? low + SEGMENT : end, a.k, team, write);
+      }
+    }
+  }
+}

@@ -1,0 +1,96 @@
+// From one number per row to one number: weighted sums in float64, what a mean divides by, and its share in gradients.
+
+struct Arguments {
+  Operand losses, sample_weight, labels, counts;  // no data: not there
+  const double *class_weight;
+  double *partial;  // two sums of each block: of losses, and of weights
+  double *total;    // what the mean's gradient is multiplied by, as float64 …
+  float *total32;   // … and as float32
+  void *result, *factors;  // of the dtypes given
+  i64 n, blocks, ignore_index, k;
+  int has_ignored, mean, on_empty_zero, result_dtype, factors_dtype;
+};
+
+enum { ROWS = 1 << 14 };  // of a block
+
+D bool is_ignored(const Arguments &a, i64 row) {
+  if (a.counts.data && load_number(a.counts, row) == 0) return true;
+  return a.has_ignored && a.labels.data && load_integer(a.labels, row_start(a.labels, row)) == a.ignore_index;
+}
+
+D double weight_of(const Arguments &a, i64 row) {
+  if (is_ignored(a, row)) return 0;
+  return a.sample_weight.data ? load_number(a.sample_weight, row_start(a.sample_weight, row)) : 1.0;
+}
+
+D double class_weight_of(const Arguments &a, i64 row) {
+  if (!a.class_weight || !a.labels.data) return 1;
+  const i64 label = load_integer(a.labels, row_start(a.labels, row));
+  return label >= 0 && label < a.k ? a.class_weight[label] : limits<double>::nan();
+}
+
+// Σ s·loss and Σ s·w_y of a block's rows
+D void sum_rows(const Arguments &a) {
+  const Team block = {BLOCK, (int)threadIdx.x};
+  Sums<2> sums;
+  sums.begin();
+  const i64 low = (i64)blockIdx.x * ROWS, high = low + ROWS < a.n ? low + ROWS : a.n;
+  for (i64 row = low + threadIdx.x; row < high; row += BLOCK) {
+    const double s = weight_of(a, row);
+    if (s == 0) continue;
+    if (a.losses.data) sums.add(0, s * load_number(a.losses, row));
+    sums.add(1, s * class_weight_of(a, row));
+  }
+  sums = joined_by(block, sums);
+  if (threadIdx.x == 0) {
+    a.partial[2 * blockIdx.x] = sums.value(0);
+    a.partial[2 * blockIdx.x + 1] = sums.value(1);
+  }
+}
+
+// One block: the sums of all blocks, and what is asked for of them
+D void sum_blocks(const Arguments &a) {
+  const Team block = {BLOCK, (int)threadIdx.x};
+  Sums<2> sums;
+  sums.begin();
+  for (i64 i = threadIdx.x; i < a.blocks; i += BLOCK) {
+    sums.add(0, a.partial[2 * i]);
+    sums.add(1, a.partial[2 * i + 1]);
+  }
+  sums = joined_by(block, sums);
+  if (threadIdx.x != 0) return;
+  const double total = sums.value(0), weight = sums.value(1);
+  if (a.total) *a.total = weight == 0 ? 0.0 : 1 / weight;  // nothing counts: no gradient
+  if (a.total32) *a.total32 = (float)(weight == 0 ? 0.0 : 1 / weight);
+  if (a.result) {
+    double value = total;
+    if (a.mean) value = weight != 0 ? total / weight : a.on_empty_zero ? 0.0 : limits<double>::nan();
+    if (a.result_dtype == FLOAT64) {
+      *(double *)a.result = value;
+    } else {
+      *(float *)a.result = (float)value;
+    }
+  }
+}
+
+// What the gradients of rows are multiplied by: the weights, and a mean's share
+D void factors_of_rows(const Arguments &a) {
+  const double share = a.total ? *a.total : 1.0;
+  for (i64 row = (i64)blockIdx.x * BLOCK + threadIdx.x; row < a.n; row += (i64)gridDim.x * BLOCK) {
+    const double f = weight_of(a, row) * share;
+    if (a.factors_dtype == FLOAT64) {
+      ((double *)a.factors)[row] = f;
+    } else {
+      // 0 says that a row does not count: a weight that is only very small must not become one.
+      ((float *)a.factors)[row] = f != 0 && fabs(f) < 1e-37 ? (float)copysign(1e-37, f) : (float)f;
+    }
+  }
+}
+
+// Losses of rows, weighted where they lie
+D void weigh_rows(const Arguments &a) {
+  for (i64 row = (i64)blockIdx.x * BLOCK + threadIdx.x; row < a.n; row += (i64)gridDim.x * BLOCK) {
+    const double s = weight_of(a, row);
+    store_number(a.losses, row, s == 0 ? 0.0 : s * load_number(a.losses, row));
+  }
+}

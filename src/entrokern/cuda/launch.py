@@ -1,0 +1,39 @@
+"""Kernels compiled, kept and launched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cupy
+import numpy as np
+
+from .sources import BLOCK, KERNELS, source
+
+OPTIONS = ("-std=c++17",)
+NO_COMPILER = (
+    "the compiler of CUDA kernels (NVRTC) is not there: pip install 'entrokern[cuda13]' (or [cuda12], as the driver "
+    "has it) brings it"
+)
+MOST_BLOCKS = 2**31 - 1
+
+_functions: dict[tuple[int, str], Any] = {}
+
+
+def function(name: str) -> Any:
+    """The kernel of this name on the current device, compiled at first use."""
+    key = cupy.cuda.Device().id, name
+    found = _functions.get(key)
+    if found is None:
+        try:
+            found = cupy.RawModule(code=source([KERNELS[name]]), options=OPTIONS).get_function(name)
+        except (ImportError, RuntimeError) as error:
+            if "nvrtc" in f"{type(error).__name__} {error}".lower() and "Compile" not in type(error).__name__:
+                raise RuntimeError(NO_COMPILER) from error
+            raise
+        _functions[key] = found
+    return found
+
+
+def launch(name: str, blocks: int, arguments: np.ndarray[Any, Any]) -> None:
+    """Run a kernel on CuPy's current stream; kernels walk on to what lies beyond the blocks that there are."""
+    function(name)((min(max(blocks, 1), MOST_BLOCKS),), (BLOCK,), (arguments,))
