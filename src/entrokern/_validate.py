@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def distribution(name: str, view: Array, form: str) -> None:
         with np.errstate(all="ignore"):
             p = np.exp(rows) if form == "log_probs" else rows
             sums = p.sum(axis=1)
-            negative: Array = (p < 0).any(axis=1)
+            negative: Any = (p < 0).any(axis=1)
             bad = negative | (np.abs(sums - 1.0) > tolerance)
         if bad.any():
             i = int(bad.argmax())
