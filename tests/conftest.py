@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import hypothesis
 import pytest
 
-import device
+import device  # noqa: F401: before the tests, which keep the functions that it wraps
 import entrokern as ek
 from entrokern._dispatch import BACKENDS
 
@@ -29,7 +29,7 @@ WORST = pytest.StashKey[dict[tuple[str, str], dict[str, tuple[float, str]]]]()
 @pytest.fixture(params=list(ek.backends()))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each backend in turn; the test runs on it."""
-    with device.on(request.param):
+    with ek.use_backend(request.param):
         yield request.param
 
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
-import pytest
 
 import entrokern as ek
 from entrokern import _dispatch
@@ -91,17 +89,12 @@ def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
                     host[...] = array.get()
         return back(result)
 
+    call.__wrapped__ = function.__wrapped__  # type: ignore[attr-defined]  # one decorator, to those who look behind it
     return call
 
 
-@contextmanager
-def on(backend: str) -> Iterator[None]:
-    """Run calls on `backend`: those of ``"cuda"`` with the package's functions taking NumPy arrays to the device."""
-    with ek.use_backend(backend), pytest.MonkeyPatch.context() as patch:
-        if backend == "cuda":
-            for name in FUNCTIONS:
-                patch.setattr(ek, name, on_device(getattr(ek, name)))
-        yield
+for _name in FUNCTIONS:
+    setattr(ek, _name, on_device(getattr(ek, _name)))
 
 
 def checked(backend: str) -> dict[str, bool]:

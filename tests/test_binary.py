@@ -40,6 +40,14 @@ def agree(got: Any, x: Array, t: Array, options: dict[str, Any], where: str = ""
     check(dict(zip(NAMES, got, strict=True)), want, x.dtype, where=where)
 
 
+def same_numbers(backend: str, got: Array, want: Array) -> None:
+    """The same bits; on a device, where a layout or a type of targets may have a kernel of its own, the same numbers."""
+    if backend == "cuda":
+        np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-30)
+    else:
+        np.testing.assert_array_equal(got, want)
+
+
 def same_bits(got: Array, want: Array) -> None:
     np.testing.assert_array_equal(got.astype(np.float64), want.astype(np.float64))
 
@@ -121,7 +129,7 @@ def test_layouts(backend: str, layout: str) -> None:
                     outs = [place(np.ones_like(w)) if w.ndim == 2 else np.ones_like(w) for w in want]
                     got = ek.binary_cross_entropy(*operands, **options, out=outs[0], grad_out=outs[1], hess_out=outs[2])
                     for a, b in zip(got, want, strict=True):
-                        np.testing.assert_array_equal(a, b)
+                        same_numbers(backend, a, b)
         np.testing.assert_array_equal(ek.information(place(soft)), ek.information(soft))
         for estimator in ("k1", "k2", "k3"):
             options = {"estimator": estimator, "reduction": "none"}
@@ -152,7 +160,7 @@ def test_whole_targets(backend: str, dtype: str) -> None:
     want = ek.binary_cross_entropy(x, hard, **ALL)
     for t in (hard.astype(dtype), np.asfortranarray(hard.astype(dtype))):
         for a, b in zip(ek.binary_cross_entropy(x, t, **ALL), want, strict=True):
-            np.testing.assert_array_equal(a, b)
+            same_numbers(backend, a, b)
     if dtype == "bool":
         return
     limits = np.iinfo(dtype)

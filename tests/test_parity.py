@@ -10,7 +10,6 @@ import itertools
 import numpy as np
 import pytest
 
-import device
 import entrokern as ek
 from cases import FLOATS, KINDS, NAMED, OPTIONS, Case, call, drawn, operands
 from contract import check, input_dtype
@@ -29,7 +28,7 @@ def compare(backend: str, case: Case, n: int, k: int, dtype: str, kind: str) -> 
     args, kwargs = operands(case, n, k, dtype, kind)
     with ek.use_backend("reference"):
         like = call(case.function, args, kwargs)
-    with device.on(backend):
+    with ek.use_backend(backend):
         got = call(case.function, args, kwargs)
     want = evaluate(LONG, case.function, args, kwargs)  # for its bounds
     check(got, want, input_dtype(case, args), like, where=f"{case} n={n} k={k} {dtype} {kind}")

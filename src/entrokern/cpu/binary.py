@@ -10,9 +10,10 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from .. import _formulas
 from .blocks import CLASS_STRIDE, row_start, store_constant
 from .compile import inline, kernel
-from .math import HALF_TANH, any_log, exp_minus_magnitude, log1m, log1p_unit, polynomial
+from .math import any_log, exp_minus_magnitude, log1m, log1p_unit, polynomial
 from .memory import BFLOAT16, FLOAT16, first_mask, load, load_first, store, store_first, vector, width
 from .runs import (
     RUN,
@@ -68,7 +69,7 @@ def slope_between(x: Value, e: Value, a: Value, b: Value, gap: Value) -> Value:
     """
     if x.dtype == types.float64:
         return slope(x, e, a, b)
-    near = 0.5 * gap + (a + b) * (0.5 * x * polynomial(x * x, HALF_TANH))
+    near = 0.5 * gap + (a + b) * (0.5 * x * polynomial(x * x, _formulas.HALF_TANH))
     return select(magnitude(x) < 1.0, near, slope(x, e, a, b))
 
 

@@ -341,20 +341,12 @@ def log1m(x: Value) -> Value:
 
 # (log(1 + e) - e) / e² for e from 0 to 1: the first term is added exactly, and nothing is divided. In float64
 # as a function of e - 1/2, whose powers nearly vanish: those of e would cancel at 1.
-LOG1P_F32 = (
-    -0.499999327689561, 0.33330511349720876, -0.24958587139087948, 0.1969539761316515, -0.15355385668664923,
-    0.1068053545412744, -0.05766423406227736, 0.020204468683094553, -0.0033184460150702294,
-)  # fmt: skip
 LOG1P_F64 = (
     -0.37813956756734246, 0.1792249369360372, -0.09323036636366903, 0.051083446105400214, -0.028943183164417283,
     0.016788742491281195, -0.009909900766966412, 0.005929011560812204, -0.0035856647738059092, 0.002187647578711031,
     -0.0013445311748124863, 0.0008313430140896173, -0.0005165390978673409, 0.0003234659852105291,
     -0.00020487932243587793, 0.00012544905313590306, -7.1087154352201e-05, 5.274514668129752e-05,
     -5.112682490425043e-05, 2.5329913998566056e-05,
-)  # fmt: skip
-# tanh(x/2) / x as a function of x², for |x| <= 1
-HALF_TANH = (
-    0.4999999934360455, -0.041666336744831306, 0.0041639935429633205, -0.00041395371755833935, 3.346681002258998e-05,
 )  # fmt: skip
 
 
@@ -369,7 +361,7 @@ def log1p_unit(e: Value) -> Value:
     """``log(1 + e)`` for e from 0 to 1."""
     square = e * e
     if e.dtype == types.float32:
-        return e + square * polynomial(e, LOG1P_F32)
+        return e + square * polynomial(e, _formulas.LOG1P_F32)
     v = e - 0.5
     v2 = v * v
     # Even and odd powers apart: two chains of half the latency.

@@ -21,7 +21,7 @@ SMALLEST = {types.float32: 2.0**-126, types.float64: 2.0**-1022}
 
 # (atanh(s) - s) / s³ as a polynomial in s²: for |s| <= 1/3 and for |s| <= 1/2
 THIRD = {
-    types.float32: (0.33333264698093396, 0.2000803477904472, 0.14040033943483646, 0.13832658244837237),
+    types.float32: _formulas.ATANH_TAIL_F32,
     types.float64: _formulas.ATANH_TAIL,
 }
 HALF = {
@@ -37,19 +37,11 @@ HALF = {
 }  # fmt: skip
 
 
-# ((1+t)·log(1+t) + (1-t)·log(1-t) - t²) / t⁴ as a polynomial in t², for t <= 0.7
-EVEN_JS = (
-    0.16666669612269858, 0.06666080007157434, 0.03590175026656513, 0.020023288411596684, 0.027050962859049076,
-    -0.020202063421164797, 0.043404343679630294,
-)  # fmt: skip
 EVEN = True  # instead of a weight of 1/2, to the kernels of JS: of another type, so that it has code of its own
 
 # (e^-d - 1 + d) / d², for |d| <= 1
 EXPM1_TAIL = {
-    types.float32: (
-        0.4999999979286023, -0.16666667010220385, 0.0416667345418212, -0.00833331026062411, 0.001388545209074165,
-        -0.0001984402761123246, 2.5354813342996423e-05, -2.7722553706966878e-06,
-    ),
+    types.float32: _formulas.EXPM1_TAIL_F32,
     types.float64: _formulas.EXPM1_TAIL,
 }  # fmt: skip
 
@@ -132,7 +124,7 @@ def _even_js_term(p: Value, q: Value, difference: Value) -> Value:
     distance, both = magnitude(difference), p + q
     t = over(distance, both)
     u = t * t
-    near = distance * t * (u * polynomial(u, EVEN_JS) + 1.0) * 0.25
+    near = distance * t * (u * polynomial(u, _formulas.EVEN_JS) + 1.0) * 0.25
     one_minus_t = larger(1.0 - t, t.constant(2.0**-26))  # t may round to 1: then hardly anything is left of the smaller
     far = (larger(p, q) * log1p_unit(t) + smaller(p, q) * log_normal(one_minus_t)) * 0.5
     return select(t <= 0.7, near, far)

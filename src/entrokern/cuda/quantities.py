@@ -46,7 +46,10 @@ class Execution:
         self.device: Any = call.x.device
         self._kept: list[Any] = []  # workspaces: until the last launch is queued (CuPy's pool knows the stream)
         self._copies: list[tuple[Any, Any]] = []  # outputs that kernels cannot write in place, and their stand-ins
+        self.repairing = False  # whether the careful kernels do only what the fast ones have left to them
         self._total: Any = None  # what a mean's gradient is multiplied by, as float64 and as float32
+        self._factors: dict[np.dtype[Any], Any] = {}  # the same of each row, by the type that the kernels take
+        self._losses: Any = None
         self._counts: Any = None  # which rows of summed elements count
 
     def run(self) -> None:
@@ -117,7 +120,6 @@ class Execution:
 
     def _run_rows(self) -> None:
         call = self.call
-        self._losses = None
         if "loss" in call.rows:
             self._losses = self.row_output("loss")
         elif call.total:
@@ -139,7 +141,6 @@ class Execution:
     def _prepare_gradient(self) -> None:
         """What gradients of rows are multiplied by, where that is known only on the device."""
         call = self.call
-        self._factors = None
         call.map_scale = 1.0
         if not call.maps:
             return
@@ -150,28 +151,30 @@ class Execution:
                 if call.quantity == "binary_cross_entropy" and call.ignore_index is not None:
                     self._find_counts()
                 self._reduce(None)
-        if call.sample_weight is not None:
-            self._factors = self.workspace(call.n_rows, self._factor_dtype())
-            record = self._totals_record()
-            record["factors"] = self._factors.data.ptr
-            record["factors_dtype"] = CODES[self._factors.dtype.name]
-            record["total"] = 0 if self._total is None else self._total.data.ptr
-            launch("totals_factors_of_rows", -(-call.n_rows // BLOCK), record)
-
-    def _factor_dtype(self) -> Any:
-        return np.float32 if in_softmax_family(self.call) and self.call.x.itemsize < 8 else np.float64
 
     def _find_counts(self) -> None:
         """Which rows of binary targets count, by a run of its own: the mean's gradient needs it first."""
         self._counts = self.workspace(self.call.n_rows, np.float32)
         _summed_rows(self, with_maps=False)
 
-    def gradient_factors(self, record: Any) -> None:
-        narrow = self._factor_dtype() == np.float32
-        if self._factors is not None:
-            record["row_factors"] = self._factors.data.ptr
+    def gradient_factors(self, record: Any, dtype: Any) -> None:
+        """Tell a kernel of the compute type `dtype` what it has to multiply the maps of a row by."""
+        if not self.call.maps:
+            return
+        if self.call.sample_weight is not None:
+            record["row_factors"] = self._row_factors(np.dtype(dtype)).data.ptr
         elif self._total is not None:
-            record["map_scale"] = self._total.data.ptr + (8 if narrow else 0)
+            record["map_scale"] = self._total.data.ptr + (8 if dtype == np.float32 else 0)
+
+    def _row_factors(self, dtype: np.dtype[Any]) -> Any:
+        if dtype not in self._factors:
+            factors = self.workspace(self.call.n_rows, dtype)
+            record = self._totals_record()
+            record["factors"], record["factors_dtype"] = factors.data.ptr, CODES[dtype.name]
+            record["total"] = 0 if self._total is None else self._total.data.ptr
+            launch("totals_factors_of_rows", -(-self.call.n_rows // BLOCK), record)
+            self._factors[dtype] = factors
+        return self._factors[dtype]
 
     # --- one number for all rows ------------------------------------------------------------------------
 
@@ -230,6 +233,8 @@ class Execution:
 
     def _each_element(self, with_outputs: bool) -> None:
         call = self.call
+        if with_outputs and _binary_elements(self):
+            return
         record = _elements_record(self, call.x.shape)
         k = call.k
         parts = -(-k // CHUNK)
@@ -291,20 +296,25 @@ def _score(run: Execution) -> None:
     if rows:
         _softmax_launches(run, rows, {})  # first: a gradient may overwrite the rows
     if call.maps or run._losses is not None:
-        _careful_cross_entropy(run)
+        _cross_entropy(run)
 
 
 def _cross_entropy(run: Execution) -> None:
     if in_softmax_family(run.call):
         _softmax(run)
-    else:
-        _careful_cross_entropy(run)
+        return
+    if _soft_targets(run):
+        run.repairing = True
+    _careful_cross_entropy(run)
 
 
 def _entropy(run: Execution) -> None:
     if run.call.form == "logits":
         _softmax(run)
         return
+    if run.call.form == "probs" and not run.call.maps and is_narrow(run.call.x):
+        _tables(run, "entropy")
+        run.repairing = True
     record = _distributions_record(run)
     run.output(record, "grad", run.call.maps.get("grad"))
     _launch_distributions(run, "entropy_rows", record)
@@ -337,7 +347,7 @@ def _softmax_launches(run: Execution, rows: dict[str, Any], maps: dict[str, Any]
         run.output(record, "map", maps[kinds[0]])
     run.output(record, "hess", maps.get("hess"))
     if maps:
-        run.gradient_factors(record)
+        run.gradient_factors(record, compute)
     record["team"] = team = team_size(call.k, x.itemsize)
     record["parts"] = 1
     full = call.quantity == "entropy" or bool(FULL_RESULTS.intersection(rows))
@@ -360,6 +370,77 @@ def _softmax_launches(run: Execution, rows: dict[str, Any], maps: dict[str, Any]
         launch(softmax_name(dtype, full, True), call.n_rows * parts, record)
 
 
+# --- fast kernels of two operands: what they leave out as NaN is for the careful kernels -------------------
+
+
+def is_narrow(*arrays: Any) -> bool:
+    """Whether all are of one dtype that is computed with as float32."""
+    return arrays[0].itemsize < 8 and all(a is not None and a.dtype == arrays[0].dtype for a in arrays)
+
+
+def _losses_of(run: Execution) -> Any:
+    """Where the losses of rows go, also where they are only means to an end."""
+    if run._losses is None:
+        run._losses = run.workspace(run.call.n_rows, _arrays.row_dtype(run._result_dtype()))
+    return run._losses
+
+
+def _two_operands(run: Execution, family: str, kernel: str, x: Any, y: Any, grad: Any = None) -> None:
+    """Launch a kernel of rows of two operands; `kernel` is its name but for dtype and maps."""
+    call = run.call
+    record = arguments(family)
+    run.operand(record, "x", x)
+    run.operand(record, "y", y)
+    record["loss"] = _losses_of(run).data.ptr
+    record["n"], record["k"], record["unit"] = call.n_rows, call.k, call.unit
+    record["team"] = team = team_size(call.k, x.itemsize)
+    if family != "tables":
+        inv_T = 1.0 / call.temperature
+        with np.errstate(all="ignore"):
+            record["inv_T"], record["scale"] = inv_T, LOG2E * inv_T
+            record["factor"] = call.unit * call.map_scale * inv_T
+    if grad is not None:
+        run.gradient_factors(record, np.float32)
+        run.output(record, "grad", grad)
+    name = f"{kernel}_{x.dtype.name}" + ("" if grad is None else "_maps")
+    launch(name, blocks_for(call.n_rows, team), record)
+
+
+def _tables(run: Execution, quantity: str) -> None:
+    _two_operands(run, "tables", f"table_{quantity}", run.call.x, run.call.y)
+
+
+def _soft_targets(run: Execution) -> bool:
+    """Cross-entropy with plain target distributions, in float32; whether it is one."""
+    call = run.call
+    plain = call.label_smoothing == 0.0 and call.z_loss == 0.0 and call.softcap is None and call.class_weight is None
+    if call.form != "logits" or not plain or not is_narrow(call.x, call.y) or not set(call.maps) <= {"grad"}:
+        return False
+    grad = call.maps.get("grad")
+    if grad is not None and grad.dtype != call.x.dtype:
+        return False
+    _two_operands(run, "soft_targets", "soft_target", call.x, call.y, grad)
+    return True
+
+
+def _fast_divergence(run: Execution) -> bool:
+    """KL of two softmaxes or of two tables of probabilities, JS of two tables, in float32; whether it is one."""
+    call = run.call
+    if call.form != call.y_form or not is_narrow(call.x, call.y):
+        return False
+    kl = call.quantity == "kl_divergence"
+    if call.form == "probs" and not call.maps and (kl or call.js_weight == 0.5):
+        _tables(run, "kl" if kl else "js")
+        return True
+    grad = call.maps.get("grad_q")
+    if call.form != "logits" or not kl or not set(call.maps) <= {"grad_q"}:
+        return False
+    if grad is not None and grad.dtype != call.x.dtype:
+        return False
+    _two_operands(run, "softmax_pairs", "softmax_pair", call.x, call.y, grad)
+    return True
+
+
 # --- the careful kernels ------------------------------------------------------------------------------
 
 
@@ -368,13 +449,12 @@ def _distributions_record(run: Execution) -> Any:
     record = arguments("distributions")
     run.operand(record, "x", call.x)
     run.operand(record, "y", call.y)
-    if run._losses is None:
-        run._losses = run.workspace(call.n_rows, _arrays.row_dtype(run._result_dtype()))
-    fill_operand(record["loss"][0], run._losses.reshape(-1, 1))
+    fill_operand(record["loss"][0], _losses_of(run).reshape(-1, 1))
     record["n"], record["k"] = call.n_rows, call.k
     record["form"], record["y_form"] = FORM_CODES[call.form], FORM_CODES[call.y_form]
     record["temperature"], record["unit"], record["factor"] = call.temperature, call.unit, call.map_scale
-    run.gradient_factors(record)
+    record["repair"] = run.repairing
+    run.gradient_factors(record, np.float64)
     return record
 
 
@@ -400,6 +480,7 @@ def _careful_cross_entropy(run: Execution) -> None:
 
 def _divergence(run: Execution) -> None:
     call = run.call
+    run.repairing = _fast_divergence(run)
     record = _distributions_record(run)
     record["js"], record["js_weight"] = call.quantity == "js_divergence", call.js_weight
     run.output(record, "grad", call.maps.get("grad_p"))
@@ -422,13 +503,78 @@ def _elements_record(run: Execution, shape: tuple[int, ...]) -> Any:
     return record
 
 
+# --- binary cross-entropy ---------------------------------------------------------------------------------
+
+
+def _binary_kernel(run: Execution, of: str, arrays: dict[str, Any]) -> tuple[str, Any] | None:
+    """The fast kernel for `arrays` of x's shape and its arguments, if there is one: of logits, with plain targets."""
+    call = run.call
+    x, t = arrays["x"], arrays["t"]
+    plain = call.quantity == "binary_cross_entropy" and call.form == "logits" and call.pos_weight is None
+    of_bytes = plain and t.dtype.name in ("uint8", "bool")
+    if not plain or x.itemsize == 8 or not (of_bytes or t.dtype == x.dtype):
+        return None
+    maps = {name: arrays.get(name) for name in ("grad", "hess")}
+    if any(m is not None and m.dtype != x.dtype for m in maps.values()):
+        return None
+    record = arguments("binary")
+    run.operand(record, "x", x)
+    run.operand(record, "t", t)
+    for name, array in maps.items():
+        run.output(record, name, array)
+    record["n"], record["k"] = x.size // x.shape[-1], x.shape[-1]
+    record["team"] = team_size(x.shape[-1], x.itemsize)
+    record["whole"] = of_bytes
+    record["keep"], record["rest"] = call.unit * (1 - call.label_smoothing), call.unit * 0.5 * call.label_smoothing
+    record["factor"] = call.map_scale
+    record["ignored"] = np.nan if call.ignore_index is None else call.ignore_index
+    has_maps = any(m is not None for m in maps.values())
+    return f"binary_{of}{'_bytes' * of_bytes}_{x.dtype.name}{'_maps' * has_maps}", record
+
+
+def _binary_elements(run: Execution) -> bool:
+    """Elements that lie in one line with all that belongs to them, in float32; whether they do."""
+    call = run.call
+    arrays = {"x": call.x, "t": call.y, "loss": call.rows.get("loss"), **call.maps}
+    if call.sample_weight is not None or not all(a is None or a.flags.c_contiguous for a in arrays.values()):
+        return False
+    lines = {name: None if a is None else run.on_device(a).reshape(1, -1) for name, a in arrays.items()}
+    found = _binary_kernel(run, "elements", lines)
+    if found is None:
+        return False
+    name, record = found
+    if lines["loss"] is not None:
+        fill_operand(record["loss"][0], lines["loss"])
+    if run._total is not None:
+        record["map_scale"] = run._total.data.ptr + 8
+    blocks = -(-call.x.size // SEGMENT)
+    if call.total:
+        blocks = min(blocks, MOST_SUMMING_BLOCKS)
+        record["partial"] = run.workspace(2 * blocks).data.ptr
+    launch(name, blocks, record)
+    if call.total:
+        totals = arguments("totals")
+        totals["partial"], totals["twofold"] = record["partial"], 1
+        run._reduce_partial(totals, blocks, True)
+    return True
+
+
+def _binary_rows(run: Execution) -> None:
+    call = run.call
+    found = _binary_kernel(run, "rows", {"x": call.x, "t": call.y, **call.maps}) if call.ignore_index is None else None
+    if found is None:
+        _summed_rows(run)
+        return
+    name, record = found
+    fill_operand(record["loss"][0], _losses_of(run).reshape(-1, 1))
+    run.gradient_factors(record, np.float32)
+    launch(name, blocks_for(call.n_rows, int(record["team"][0])), record)
+
+
 def _summed_rows(run: Execution, with_maps: bool = True) -> None:
     call = run.call
     record = _elements_record(run, call.x.shape)
-    losses = run._losses
-    if losses is None:
-        losses = run._losses = run.workspace(call.n_rows, _arrays.row_dtype(call.x.dtype))
-    fill_operand(record["loss"][0], losses.reshape(-1, 1))
+    fill_operand(record["loss"][0], _losses_of(run).reshape(-1, 1))
     record["summed"] = 1
     record["team"] = team = team_size(call.k, 8)
     if run._counts is None and call.ignore_index is not None:
@@ -436,7 +582,7 @@ def _summed_rows(run: Execution, with_maps: bool = True) -> None:
     if run._counts is not None:
         record["counts"] = run._counts.data.ptr
     if with_maps and call.maps:
-        run.gradient_factors(record)
+        run.gradient_factors(record, np.float64)
         run.output(record, "grad", call.maps.get("grad"))
         run.output(record, "hess", call.maps.get("hess"))
     launch("elements_summed_rows", blocks_for(call.n_rows, team), record)
@@ -449,5 +595,5 @@ RUNNERS = {
     "entropy": _entropy,
     "kl_divergence": _divergence,
     "js_divergence": _divergence,
-    "binary_cross_entropy": _summed_rows,
+    "binary_cross_entropy": _binary_rows,
 }

@@ -25,6 +25,10 @@ TOTALS_ROWS = 1 << 14  # rows of a block of totals.cu
 FAMILIES = {
     "softmax": ("common.cuh", "records.cuh", "softmax.cu"),
     "distributions": ("common.cuh", "records.cuh", "careful.cuh", "distributions.cu"),
+    "soft_targets": ("common.cuh", "records.cuh", "twofold.cuh", "soft_targets.cu"),
+    "softmax_pairs": ("common.cuh", "records.cuh", "twofold.cuh", "softmax_pairs.cu"),
+    "tables": ("common.cuh", "twofold.cuh", "tables.cu"),
+    "binary": ("common.cuh", "twofold.cuh", "binary.cu"),
     "elements": ("common.cuh", "careful.cuh", "elements.cu"),
     "totals": ("common.cuh", "careful.cuh", "totals.cu"),
 }
@@ -48,7 +52,7 @@ def _kernels() -> list[Kernel]:
     def spelled(flag: bool) -> str:
         return "true" if flag else "false"
 
-    softmax = [
+    kernels = [
         Kernel(softmax_name(dtype, full, maps), "softmax", f"softmax_rows<{T}, {spelled(full)}, {spelled(maps)}>")
         for dtype, T in TYPES.items()
         for full in (False, True)
@@ -59,7 +63,19 @@ def _kernels() -> list[Kernel]:
         "elements": ("each_element", "summed_rows"),
         "totals": ("sum_rows", "sum_blocks", "factors_of_rows", "weigh_rows"),
     }
-    return softmax + [Kernel(f"{family}_{name}", family, name) for family, names in plain.items() for name in names]
+    narrow = {dtype: T for dtype, T in TYPES.items() if dtype != "float64"}
+    for dtype, T in narrow.items():
+        for quantity in ("ENTROPY", "KL", "JS"):
+            kernels.append(Kernel(f"table_{quantity.lower()}_{dtype}", "tables", f"table_rows<{T}, {quantity}>"))
+        for maps in (False, True):
+            end = f"{dtype}_maps" if maps else dtype
+            kernels.append(Kernel(f"soft_target_{end}", "soft_targets", f"soft_target_rows<{T}, {spelled(maps)}>"))
+            kernels.append(Kernel(f"softmax_pair_{end}", "softmax_pairs", f"softmax_pair_rows<{T}, {spelled(maps)}>"))
+            for kind, Y in (("", T), ("_bytes", "unsigned char")):
+                for of in ("elements", "rows"):
+                    expression = f"binary_{of}<{T}, {Y}, {spelled(maps)}>"
+                    kernels.append(Kernel(f"binary_{of}{kind}_{end}", "binary", expression))
+    return kernels + [Kernel(f"{family}_{name}", family, name) for family, names in plain.items() for name in names]
 
 
 KERNELS = {kernel.name: kernel for kernel in _kernels()}
@@ -88,8 +104,16 @@ def family_source(family: str) -> str:
 
 def _coefficients() -> str:
     """The polynomials of `_formulas.py`, for the kernels' twins of its functions."""
-    tables = {"ATANH_TAIL": _formulas.ATANH_TAIL, "EXPM1_TAIL": _formulas.EXPM1_TAIL}
-    return "\n".join(f"#define {name} {', '.join(map(repr, values))}" for name, values in tables.items())
+
+    def defined(name: str, single: bool) -> str:
+        values = (f"{v!r}f" if single else repr(v) for v in getattr(_formulas, name))
+        return f"#define {name} {', '.join(values)}"
+
+    wide, narrow = (
+        ("ATANH_TAIL", "EXPM1_TAIL"),
+        ("ATANH_TAIL_F32", "EXPM1_TAIL_F32", "LOG1P_F32", "HALF_TANH", "EVEN_JS"),
+    )
+    return "\n".join([defined(name, False) for name in wide] + [defined(name, True) for name in narrow])
 
 
 @functools.cache

@@ -121,6 +121,9 @@ template <class T> D uint4 packed(const T *, const float (&v)[8]) {
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
+// 16 bytes at once, and past the caches: what is written is not read again. (Assigned, they would be stored in four parts.)
+template <class T, class C> D void store_vector(T *p, const C (&v)[vector_of<T>::size]) { __stcs((uint4 *)p, packed((const T *)p, v)); }
+
 // How many numbers lie before the first 16-byte boundary, of k in all.
 template <class T> D int before_boundary(const T *p, i64 k) {
   int numbers = (int)((16 - ((u64)p & 15)) & 15) / (int)sizeof(T);
@@ -254,3 +257,11 @@ D void sweep_apart(const T *row, i64 stride, i64 low, i64 high, const Team &team
 
 // Rows of fewer bytes gain nothing from vectors: most of a row would lie before and after them.
 template <class T> D bool in_line(const Operand &o, i64 k) { return o.class_stride == 1 && k * (i64)sizeof(T) >= 256; }
+
+template <class T, class Visit> D void sweep(const Operand &o, const T *x, i64 low, i64 high, i64 k, const Team &team, Visit &visit) {
+  if (in_line<T>(o, k)) {
+    sweep_line(x, low, high, team, visit);
+  } else {
+    sweep_apart(x, o.class_stride, low, high, team, visit);
+  }
+}

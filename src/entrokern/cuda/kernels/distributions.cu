@@ -9,7 +9,7 @@ struct Arguments {
   Operand x, y, labels, grad, hess, loss;  // grad and hess are those by p and by q of a divergence
   const double *class_weight, *row_factors, *map_scale;  // null: none
   i64 n, k, ignore_index;
-  int team, form, y_form, has_labels, has_ignored, js;
+  int team, form, y_form, has_labels, has_ignored, js, repair;  // repair: only rows whose loss is NaN so far
   double temperature, unit, factor, smoothing, z_loss, cap, js_weight;
 };
 
@@ -36,7 +36,7 @@ struct Distribution {
 
 // A row's largest logit and log Z; a row without a finite maximum has no softmax: everything is NaN.
 D Distribution distribution(const Operand &o, i64 row, int form, double T, double cap, i64 k, const Team &team) {
-  Distribution d = {o, row_start(o, row), form, 1 / T, {1.4426950408889634 / T, cap}, 0, 0, 0, 1, 0};
+  Distribution d = {o, row_start(o, row), form, 1 / T, {1.4426950408889634 / T, cap, cap == 0 ? 0.0 : 1 / cap}, 0, 0, 0, 1, 0};
   if (form != LOGITS) return d;
   Gather<true, double> gather;
   gather.scaling = d.scaling;
@@ -293,12 +293,29 @@ D void divergence_row(const Arguments &a, i64 row, bool real, const Team &team) 
 
 // --- the kernels ------------------------------------------------------------------------------------------
 
+// Whether any thread of the block says so; all come here together.
+D bool any_of_block(bool says) {
+  __shared__ int said;
+  __syncthreads();
+  if (threadIdx.x == 0) said = 0;
+  __syncthreads();
+  if (says) said = 1;
+  __syncthreads();
+  return said != 0;
+}
+
 template <class Row> D void for_rows(const Arguments &a, Row of_row) {
   const Team team = {a.team, (int)threadIdx.x & (a.team - 1)};
   const int teams = BLOCK / a.team, mine = (int)threadIdx.x / a.team;
   for (i64 first = (i64)blockIdx.x * teams; first < a.n; first += (i64)gridDim.x * teams) {
-    const bool real = first + mine < a.n;
-    of_row(a, real ? first + mine : a.n - 1, real, team);
+    bool real = first + mine < a.n;
+    const i64 row = real ? first + mine : a.n - 1;
+    if (a.repair) {
+      const double so_far = load_number(a.loss, row);
+      real = real && so_far != so_far;
+      if (!any_of_block(real)) continue;
+    }
+    of_row(a, row, real, team);
   }
 }
 

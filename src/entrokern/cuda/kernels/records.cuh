@@ -5,10 +5,10 @@
 
 // e^z by z - m, for the numbers of a row
 template <class C> struct Scaling {
-  C scale, cap;
+  C scale, cap, inv_cap;
 
   // What the loss is of, but for the temperature: c·tanh(x/c), where -inf stays what it is.
-  D C shown(C x) const { return cap == 0 || x == -limits<C>::inf() ? x : cap * tanh_of(x / cap); }
+  D C shown(C x) const { return cap == 0 || x == -limits<C>::inf() ? x : cap * tanh_of(x * inv_cap); }
 
   // Beyond 19 caps all of float64 is the cap itself: such logits are equal to each other.
   D C limited(C x) const {

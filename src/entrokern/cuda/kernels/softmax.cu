@@ -182,20 +182,12 @@ template <class T, class C> struct Write {
   }
 
   D void put_vector(const Operand &o, i64 at, C (&v)[vector_of<T>::size]) {
-    *(uint4 *)((T *)o.data + at) = packed((const T *)nullptr, v);
+    store_vector((T *)o.data + at, v);
   }
   template <int N> D void put_vector(const Operand &, i64, C (&)[N]) {}
 };
 
 // --- the kernel -------------------------------------------------------------------------------------
-
-template <class T, class Visit> D void sweep(const Operand &o, const T *x, i64 low, i64 high, i64 k, const Team &team, Visit &visit) {
-  if (in_line<T>(o, k)) {
-    sweep_line(x, low, high, team, visit);
-  } else {
-    sweep_apart(x, o.class_stride, low, high, team, visit);
-  }
-}
 
 // Whether 16-byte stores to `out` (if there is one) fall where the row's 16-byte loads do.
 template <class T> D bool lies_like(const Operand &out, const T *x, i64 start) {
@@ -209,7 +201,8 @@ template <class T, bool FULL, bool MAPS> D void softmax_rows(const Arguments &a)
   const int teams = BLOCK / a.team, mine = (int)threadIdx.x / a.team;
   const i64 items = a.n * a.parts;
   Gather<FULL, C> gather;
-  gather.scaling = {option(a, SCALE, C()), FULL ? option(a, CAP, C()) : (C)0};
+  const C cap = FULL ? option(a, CAP, C()) : (C)0;
+  gather.scaling = {option(a, SCALE, C()), cap, cap == 0 ? cap : 1 / cap};
   gather.class_weight = (const C *)a.class_weight;
   gather.smoothed = option(a, SMOOTHING, C()) > 0;
   gather.k = a.k;

@@ -3,12 +3,17 @@
 struct Arguments {
   Operand losses, sample_weight, labels, counts;  // no data: not there
   const double *class_weight;
-  double *partial;  // two sums of each block: of losses, and of weights
+  double *partial;  // two sums of each block: of losses, and of weights (or a BlockSum of each)
   double *total;    // what the mean's gradient is multiplied by, as float64 …
   float *total32;   // … and as float32
   void *result, *factors;  // of the dtypes given
   i64 n, blocks, ignore_index, k;
-  int has_ignored, mean, on_empty_zero, result_dtype, factors_dtype;
+  int has_ignored, mean, on_empty_zero, result_dtype, factors_dtype, twofold;
+};
+
+struct BlockSum {  // of binary.cu
+  float high, low;
+  i64 count;
 };
 
 enum { ROWS = 1 << 14 };  // of a block
@@ -54,8 +59,14 @@ D void sum_blocks(const Arguments &a) {
   Sums<2> sums;
   sums.begin();
   for (i64 i = threadIdx.x; i < a.blocks; i += BLOCK) {
-    sums.add(0, a.partial[2 * i]);
-    sums.add(1, a.partial[2 * i + 1]);
+    if (a.twofold) {
+      const BlockSum b = ((const BlockSum *)a.partial)[i];
+      sums.add(0, is_finite(b.high) ? (double)b.high + b.low : b.high);
+      sums.add(1, (double)b.count);
+    } else {
+      sums.add(0, a.partial[2 * i]);
+      sums.add(1, a.partial[2 * i + 1]);
+    }
   }
   sums = joined_by(block, sums);
   if (threadIdx.x != 0) return;

@@ -1,0 +1,150 @@
+// KL divergence of two softmaxes of one dtype, and its gradient by the second, in float32.
+//
+// The first sweep gives both normalisers, the second Σ p·(δ + e^-δ - 1) with δ = log(p/q): as many reads as it takes to
+// be never negative, and 0 for equal rows. Rows that are not ordinary come out as NaN, for the careful kernels.
+
+struct Arguments {
+  Operand x, y, grad;
+  const float *row_factors, *map_scale;  // null: none
+  float *loss;
+  i64 n, k;
+  int team;
+  float inv_T, scale, unit, factor;  // scale = log2(e)/T, factor = unit·map_scale/T
+};
+
+// The largest logit of both rows, and Σ e^(z - m)
+struct Normalisers {
+  Joined<false, float> p, q;
+
+  D void join(const Normalisers &other) {
+    p.join(other.p);
+    q.join(other.q);
+  }
+  D Normalisers shuffled(int apart) const { return {p.shuffled(apart), q.shuffled(apart)}; }
+};
+
+struct GatherBoth {
+  Gather<false, float> p, q;
+
+  template <int N> D void operator()(i64 c, int step, float (&a)[N], float (&b)[N]) {
+    p(c, step, a);
+    q(c, step, b);
+  }
+};
+
+// What is compared: p and q at a class, log(p/q) and p - q. `shift` is log Z_p - log Z_q.
+struct Comparison {
+  float m_p, m_q, inv_T, scale, p_factor, q_factor, shift;
+
+  D void at(float a, float b, float &p, float &q, float &delta, float &difference, float &term) const {
+    const float gap_p = a - m_p, gap_q = b - m_q;
+    p = exp2_of(gap_p * scale) * p_factor;
+    q = exp2_of(gap_q * scale) * q_factor;
+    // (a - m_a) - (b - m_b) first: for near operands it is small, and so is what it loses. Where both are 0 it is
+    // NaN, and becomes a large number that nothing is multiplied by.
+    delta = larger((gap_p - gap_q) * inv_T - shift, -1e30f);
+    const float mean = p * delta;
+    if (magnitude(delta) < 1) {
+      const float t = delta * expm1_tail(delta);
+      term = mean * t;
+      difference = mean - mean * t;
+    } else {
+      difference = p - q;
+      term = mean - difference;
+    }
+  }
+};
+
+struct Terms {
+  enum { TERMS, ERROR };
+  TwofoldSums<2> sums;
+  Comparison pair;
+
+  template <int N> D void operator()(i64, int, float (&a)[N], float (&b)[N]) {
+    float terms = 0, error = 0;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      float p, q, delta, difference, term;
+      pair.at(a[j], b[j], p, q, delta, difference, term);
+      terms += term;
+      error += difference;
+    }
+    sums.sum[TERMS].add(terms);
+    sums.sum[ERROR].add(error);
+  }
+};
+
+template <class T> struct Slopes {
+  MapWriter<T> out;
+  Comparison pair;
+  float error, factor;
+
+  template <int N> D void operator()(i64 c, int step, float (&a)[N], float (&b)[N]) {
+    float g[N];
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      float p, q, delta, difference, term;
+      pair.at(a[j], b[j], p, q, delta, difference, term);
+      g[j] = (q * error - difference) * factor;
+    }
+    out.put(c, step, g);
+  }
+};
+
+template <class T, bool MAPS> D void softmax_pair_rows(const Arguments &a) {
+  const Team team = {a.team, (int)threadIdx.x & (a.team - 1)};
+  const int teams = BLOCK / a.team, mine = (int)threadIdx.x / a.team;
+  const float lowest = -limits<float>::inf();
+  for (i64 first = (i64)blockIdx.x * teams; first < a.n; first += (i64)gridDim.x * teams) {
+    const bool real = first + mine < a.n;
+    const i64 row = real ? first + mine : a.n - 1;
+    const T *x = (const T *)a.x.data + row_start(a.x, row), *y = (const T *)a.y.data + row_start(a.y, row);
+    GatherBoth gather;
+    gather.p.scaling = gather.q.scaling = {a.scale, 0, 0};
+    Normalisers all;
+    all.p.scale = all.q.scale = a.scale;
+    for (i64 low = 0; low < a.k; low += SEGMENT) {
+      gather.p.begin();
+      gather.q.begin();
+      sweep_pairs(a.x, x, a.y, y, low, low + SEGMENT < a.k ? low + SEGMENT : a.k, a.k, team, lowest, lowest, gather);
+      Normalisers one = all;
+      one.p.r = gather.p.r;
+      one.q.r = gather.q.r;
+      one = joined_by(team, one);
+      if (low == 0) {
+        all = one;
+      } else {
+        all.join(one);
+      }
+    }
+    const Record<float> &p = all.p.r, &q = all.q.r;
+    const float Z_p = p.S + p.n, Z_q = q.S + q.n;
+    const Comparison pair = {p.m, q.m, a.inv_T, a.scale, 1 / Z_p, 1 / Z_q, logf(Z_p / Z_q)};
+    Terms terms;
+    terms.sums.begin();
+    terms.pair = pair;
+    sweep_pairs(a.x, x, a.y, y, 0, a.k, a.k, team, lowest, lowest, terms);
+    const TwofoldSums<2> sums = joined_by(team, terms.sums);
+    // Were δ right, Σ (p - q) would be 0: the error of the shift makes it that, and adds half its square to the terms.
+    const float error = sums.sum[Terms::ERROR].value();
+    const float total = sums.sum[Terms::TERMS].value() - 0.5f * error * error;
+    const bool ordinary = p.n > 0 && q.n > 0 && is_finite(p.m) && is_finite(q.m) && total == total;
+    const float loss = ordinary ? or_left(larger(total, 0.0f) * a.unit) : limits<float>::nan();
+    if (real && team.lane == 0) a.loss[row] = loss;
+    if (!MAPS) continue;
+    float f = a.factor;
+    if (a.map_scale) f *= *a.map_scale;
+    if (a.row_factors) f *= a.row_factors[row];
+    if (!real || (loss != loss && f != 0)) continue;
+    Slopes<T> slopes;
+    slopes.out = writer_of(a.grad, row, a.k, x, side_by_side(a.x, x, a.y, y, a.k));
+    slopes.pair = pair;
+    slopes.error = error;
+    slopes.factor = f;
+    if (f == 0) {  // the row does not count
+      for (i64 c = team.lane; c < a.k; c += team.size) narrow(0.0f, slopes.out.row[c * slopes.out.stride]);
+      continue;
+    }
+    sweep_pairs(a.x, x, a.y, y, 0, a.k, a.k, team, lowest, lowest, slopes);
+  }
+}

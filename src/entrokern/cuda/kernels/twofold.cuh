@@ -1,0 +1,168 @@
+// Two rows swept side by side, and float32 arithmetic whose rounding is kept: a sum and what its additions have lost.
+
+struct Twofold {
+  float high, low;
+
+  // Of what is infinite nothing is left to keep.
+  D float value() const { return is_finite(high) ? high + low : high; }
+
+  // Exact but for the last bits of `low`: no product is involved that a compiler could fuse.
+  D void add(float v) {
+    const float sum = high + v, part = sum - high;
+    low += (high - (sum - part)) + (v - part);
+    high = sum;
+  }
+};
+
+// a + b, a·b and (a + b) - c as a number and its rounding
+D Twofold exact_sum(float a, float b) {
+  Twofold r = {a, 0};
+  r.add(b);
+  return r;
+}
+D Twofold exact_product(float a, float b) {
+  const float p = a * b;
+  return {p, fmaf(a, b, -p)};
+}
+
+// Several such sums, for a team's threads to join.
+template <int N> struct TwofoldSums {
+  Twofold sum[N];
+
+  D void begin() {
+#pragma unroll
+    for (int i = 0; i < N; ++i) sum[i] = {0, 0};
+  }
+
+  D void join(const TwofoldSums &other) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      sum[i].add(other.sum[i].high);
+      sum[i].low += other.sum[i].low;
+    }
+  }
+
+  D TwofoldSums shuffled(int apart) const {
+    TwofoldSums o;
+#pragma unroll
+    for (int i = 0; i < N; ++i) o.sum[i] = {from_lane(sum[i].high, apart), from_lane(sum[i].low, apart)};
+    return o;
+  }
+};
+
+// --- polynomials in float32 -----------------------------------------------------------------------------
+
+template <int N> D float polynomial(float x, const float (&c)[N]) {
+  float r = c[N - 1];
+#pragma unroll
+  for (int i = N - 2; i >= 0; --i) r = fmaf(r, x, c[i]);
+  return r;
+}
+
+// (e^-d - 1 + d)/d² for |d| <= 1
+D float expm1_tail(float d) {
+  const float c[] = {EXPM1_TAIL_F32};
+  return polynomial(d, c);
+}
+
+// e^u - 1 for -1 <= u <= 0, with the digits that e^u has not
+D float excess_of(float u) { return u + u * u * expm1_tail(-u); }
+
+// --- two rows at once -------------------------------------------------------------------------------------
+
+// Whether the 16-byte loads of both rows fall on the same classes.
+template <class T> D bool side_by_side(const Operand &x, const T *a, const Operand &y, const T *b, i64 k) {
+  return in_line<T>(x, k) && y.class_stride == 1 && (((u64)a ^ (u64)b) & 15) == 0;
+}
+
+// `visit(class, step, values of a, values of b)`, as `sweep_line` and `sweep_apart` do it for one row.
+template <class T, class Visit>
+D void sweep_lines(const T *a, const T *b, i64 low, i64 high, const Team &team, Visit &visit) {
+  const int N = vector_of<T>::size, PAIRS = IN_FLIGHT / 2;
+  const int head = before_boundary(a + low, high - low);
+  const i64 first = low + head;
+  const int vectors = (int)((high - first) / N);
+  const uint4 *va = (const uint4 *)(a + first), *vb = (const uint4 *)(b + first);
+  if (team.lane < head) {
+    float one[1] = {widened(a[low + team.lane])}, other[1] = {widened(b[low + team.lane])};
+    visit(low + team.lane, 1, one, other);
+  }
+  int i = team.lane;
+  for (; i + (PAIRS - 1) * team.size < vectors; i += PAIRS * team.size) {
+    uint4 ua[PAIRS], ub[PAIRS];
+#pragma unroll
+    for (int j = 0; j < PAIRS; ++j) {
+      ua[j] = va[i + j * team.size];
+      ub[j] = vb[i + j * team.size];
+    }
+#pragma unroll
+    for (int j = 0; j < PAIRS; ++j) {
+      float p[N], q[N];
+      unpack(ua[j], a, p);
+      unpack(ub[j], b, q);
+      visit(first + (i64)(i + j * team.size) * N, 1, p, q);
+    }
+  }
+#pragma unroll 1
+  for (; i < vectors; i += team.size) {
+    float p[N], q[N];
+    unpack(va[i], a, p);
+    unpack(vb[i], b, q);
+    visit(first + (i64)i * N, 1, p, q);
+  }
+  for (i64 c = first + (i64)vectors * N + team.lane; c < high; c += team.size) {
+    float one[1] = {widened(a[c])}, other[1] = {widened(b[c])};
+    visit(c, 1, one, other);
+  }
+}
+
+// What lies beyond the last class is `beyond` in a and 0 in b, which add nothing to any sum.
+template <class T, class Visit>
+D void sweep_pairs(const Operand &x, const T *a, const Operand &y, const T *b, i64 low, i64 high, i64 k, const Team &team, float beyond, float beyond_b, Visit &visit) {
+  if (side_by_side(x, a, y, b, k)) {
+    sweep_lines(a, b, low, high, team, visit);
+    return;
+  }
+  for (i64 c = low + team.lane; c < high; c += IN_FLIGHT * team.size) {
+    float p[IN_FLIGHT], q[IN_FLIGHT];
+#pragma unroll
+    for (int j = 0; j < IN_FLIGHT; ++j) {
+      const i64 at = c + j * team.size;
+      p[j] = at < high ? widened(a[at * x.class_stride]) : beyond;
+      q[j] = at < high ? widened(b[at * y.class_stride]) : beyond_b;
+    }
+    visit(c, team.size, p, q);
+  }
+}
+
+// --- rows of results --------------------------------------------------------------------------------------
+
+// What the loss of a row is stored as where these kernels leave it to the careful ones: all that is not finite.
+D float or_left(float loss) { return is_finite(loss) ? loss : limits<float>::nan(); }
+
+// Writes an array of x's shape as it is computed: 16 bytes at a time where it lies like the rows.
+template <class T> struct MapWriter {
+  T *row;
+  i64 stride, high;
+  bool vectors;
+
+  template <int N> D void put(i64 c, int step, float (&v)[N]) const {
+    if (N == vector_of<T>::size && vectors) {
+      put_vector(c, v);
+      return;
+    }
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const i64 at = c + (i64)j * step;
+      if (at < high) narrow(v[j], row[at * stride]);
+    }
+  }
+  D void put_vector(i64 c, float (&v)[vector_of<T>::size]) const { store_vector(row + c, v); }
+  template <int N> D void put_vector(i64, float (&)[N]) const {}
+};
+
+template <class T> D MapWriter<T> writer_of(const Operand &o, i64 row, i64 k, const T *x, bool lines) {
+  MapWriter<T> w = {(T *)o.data + row_start(o, row), o.class_stride, k, false};
+  w.vectors = lines && o.class_stride == 1 && (((u64)w.row ^ (u64)x) & 15) == 0;
+  return w;
+}
