@@ -43,6 +43,25 @@ PANELS = {  # of the shares: what belongs side by side
     "Divergences; dense target": ("CE, dense target", "KL, logits", "KL, probs", "JS, probs"),
     "Many labels; all scores": ("BCE, multi-label rows", "score, all rows"),
 }
+GPU_PANELS = {
+    "Cross-entropy": ("CE", "CE, bfloat16", "CE, peaked", "CE, float16", "CE, float64"),
+    "With gradient": ("CE + gradient", "CE + gradient into x", "CE, dense target + gradient", "KL, logits + gradient"),
+    "With gradient, bfloat16": (
+        "CE + gradient, bfloat16",
+        "CE + gradient into x, bfloat16",
+        "CE, dense target + gradient, bfloat16",
+        "KL, logits + gradient, bfloat16",
+    ),
+    "Divergences; dense target": ("CE, dense target", "KL, logits", "KL, probs", "JS, probs"),
+    "Divergences; dense target, bfloat16": (
+        "CE, dense target, bfloat16",
+        "KL, logits, bfloat16",
+        "KL, probs, bfloat16",
+        "JS, probs, bfloat16",
+    ),
+    "Entropy and logsumexp; all scores": ("entropy, logits", "logsumexp", "entropy, probs", "score, all rows"),
+}
+GPU_RATES = ("CE", "CE + gradient", "KL, logits", "CE, bfloat16", "CE + gradient, bfloat16", "KL, logits, bfloat16")
 BARS = (
     "CE",
     "CE + gradient",
@@ -58,13 +77,16 @@ BARS = (
 def written(result: Result, folder: Path) -> Iterable[Path]:
     """Draw all, and say where each file is."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {"share": shares, "peers": peers, "error": errors, "scaling": scaling}
+    drawn = {"speed-share": shares, "speed-peers": peers, "speed-error": errors, "speed-scaling": scaling}
+    if "gpu" in result["machine"]:
+        drawn = {"gpu-share": gpu_shares, "gpu-rates": gpu_rates}
+        result = result | {"rows": [row for row in result["rows"] if "seconds" in row]}
     with pyplot.rc_context(STYLE):
         for name, draw in drawn.items():
-            if name == "scaling" and "scaling" not in result:
+            if name == "speed-scaling" and "scaling" not in result:
                 continue
             figure = draw(result)
-            path = folder / f"speed-{name}.png"
+            path = folder / f"{name}.png"
             figure.savefig(path)
             pyplot.close(figure)
             yield path
@@ -74,7 +96,8 @@ def canvas(result: Result, title: str, lines: int, columns: int, size: tuple[flo
     """A figure and its panels, with the title and what was measured on."""
     figure, grid = pyplot.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False, **more)
     about, megabytes = result["machine"], result["settings"]["megabytes"]
-    footer = f"{about['cpu']}, {about['threads']} threads, {megabytes:g} MB of operands, {result['date']}"
+    device = about["gpu"]["name"] if "gpu" in about else f"{about['cpu']}, {about['threads']} threads"
+    footer = f"{device}, {megabytes:g} MB of operands, {result['date']}"
     figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
     figure.supxlabel(footer, x=0.99, ha="right", fontsize=7.5, color="#777777")
     return figure, grid
@@ -87,15 +110,21 @@ def named(row: Result) -> str:
 # --- share of the roof against k ------------------------------------------------------------------
 
 
-def shares(result: Result) -> Any:
-    title = "Share of the roof against the number of classes; short bars are targets"
+def shares(
+    result: Result,
+    panels: dict[str, tuple[str, ...]] = PANELS,
+    roof: str = "the roof",
+    unit: str = "roof / our time",
+    room: float = 120,  # for the names
+) -> Any:
+    title = f"Share of {roof} against the number of classes; short bars are targets"
     figure, grid = canvas(result, title, 2, 3, (12, 7), sharex=True, sharey=True)
     every = sorted({row["k"] for row in result["rows"] if row["k"] not in (1, 21)})
-    for axes, (title, names) in zip(grid.flat, PANELS.items(), strict=True):
+    for axes, (title, names) in zip(grid.flat, panels.items(), strict=True):
         axes.set_title(title)
         axes.set_xscale("log")
         ticks(axes.xaxis, every)
-        axes.set_xlim(every[0] / 1.5, every[-1] * 120)  # room for the names
+        axes.set_xlim(every[0] / 1.5, every[-1] * room)
         axes.set_ylim(0, 1.15)
         axes.axhline(1, color="#999999", linewidth=1)
         axes.grid(axis="y", color=FAINT, linewidth=0.6)
@@ -110,15 +139,56 @@ def shares(result: Result) -> Any:
             for row in rows:
                 if row["target"] is not None:
                     aims.setdefault((row["k"], row["target"]), []).append(colour)
-            ends.append((min(rows[-1]["share"], 1.13), name, colour))
+            said = name.removesuffix(", bfloat16") if "bfloat16" in title else name
+            ends.append((min(rows[-1]["share"], 1.13), said, colour))
         for (k, aim), of in aims.items():  # grey where several lines have the same aim
             axes.plot([k / 1.3, k * 1.3], [aim, aim], color=of[0] if len(of) == 1 else "#777777", linewidth=1.3)
         label_ends(axes, every[-1], ends, gap=0.065, top=1.12)
     for axes in grid[1]:
         axes.set_xlabel("classes k")
     for axes in grid[:, 0]:
-        axes.set_ylabel("roof / our time")
-    grid[0, 0].text(every[0] / 1.4, 1.02, "the roof", fontsize=7.5, color="#777777")
+        axes.set_ylabel(unit)
+    grid[0, 0].text(every[0] / 1.4, 1.02, roof, fontsize=7.5, color="#777777")
+    return figure
+
+
+def gpu_shares(result: Result) -> Any:
+    figure = shares(result, GPU_PANELS, "the copy's bandwidth", "our GB/s / the copy's", room=60)
+    for axes in figure.axes:
+        axes.tick_params(axis="x", labelsize=7.5)  # there are more of them
+    return figure
+
+
+def gpu_rates(result: Result) -> Any:
+    """GB/s of everyone against the number of classes, and what a copy and a mere read do."""
+    title = "GB/s of operands and results against the number of classes"
+    figure, grid = canvas(result, title, 2, 3, (12, 7), sharex=True, sharey=True)
+    who = [OURS, *result["peers"]]
+    every = sorted({row["k"] for row in result["rows"] if row["k"] not in (1, 21)})
+    most = max(max(row["bytes_per_second"], *row["limits"].values()) for row in result["rows"]) / 1e9
+    for axes, name in zip(grid.flat, GPU_RATES, strict=True):
+        axes.set_title(name)
+        axes.set_xscale("log")
+        ticks(axes.xaxis, every)
+        axes.set_xlim(every[0] / 1.5, every[-1] * 40)
+        axes.grid(axis="y", color=FAINT, linewidth=0.6)
+        rows = sorted((row for row in result["rows"] if named(row) == name), key=lambda row: row["k"])
+        ends: list[tuple[float, str, str]] = []
+        for limit in ("copy", "read"):
+            rates = [row["limits"][limit] / 1e9 for row in rows]
+            axes.plot([row["k"] for row in rows], rates, ":", color="#777777", linewidth=1)
+            ends += [(rates[-1], limit, "#777777")] if rates else []
+        for one, colour in zip(who, COLOURS, strict=False):
+            there = [row for row in rows if one in row["seconds"]]
+            rates = [row["bytes"] / row["seconds"][one]["median"] / 1e9 for row in there]
+            axes.plot([row["k"] for row in there], rates, "o-", color=colour)
+            ends += [(rates[-1], one, colour)] if rates else []
+        label_ends(axes, every[-1], ends, gap=0.06 * most, top=1.1 * most)
+    grid[0, 0].set_ylim(0, 1.1 * most)
+    for axes in grid[1]:
+        axes.set_xlabel("classes k")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("GB/s")
     return figure
 
 
@@ -135,7 +205,12 @@ def label_ends(axes: Any, x: float, ends: list[tuple[float, str, str]], gap: flo
 
 
 def ticks(axis: Any, values: list[int]) -> None:
-    axis.set_major_locator(FixedLocator(values))
+    """At the values, on a log axis, but for those too close to the one before."""
+    spaced: list[int] = []
+    for value in values:
+        if not spaced or value >= 3 * spaced[-1]:
+            spaced.append(value)
+    axis.set_major_locator(FixedLocator(spaced))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
 

@@ -1,4 +1,7 @@
-"""Print a result of run.py: `python bench/report.py [FILE] [--markdown] [--plots]` (default: the newest file)."""
+"""Print a result of run.py: `python bench/report.py [FILE] [--markdown] [--plots]` (default: the newest file).
+
+The results of bench_gpu.py are in a folder of their own, and take a FILE.
+"""
 
 from __future__ import annotations
 
@@ -313,6 +316,11 @@ def main() -> None:
 
         for path in plots.written(result, settings.plots):
             print(path)
+        return
+    if "gpu" in result["machine"]:
+        import bench_gpu
+
+        print((bench_gpu.markdown if settings.markdown else bench_gpu.text)(result))
         return
     print((markdown if settings.markdown else text)(result))
 

@@ -19,7 +19,7 @@ from .sources import BLOCK, CHUNK, SEGMENT, TOTALS_ROWS, softmax_name
 
 LOG2E = 1.4426950408889634
 FORM_CODES = {"logits": 0, "log_probs": 1, "probs": 2}
-MAP_KINDS = {"grad": 1, "entropy_grad": 2, "softmax": 3, "log_softmax": 4}
+DISTRIBUTIONS = {"entropy_grad": 0, "softmax": 1, "log_softmax": 2}
 WHOLE_ROWS, PARTS_OF_ROWS, FROM_PARTS = range(3)
 RECORD_BYTES = 80  # at least those of a part's record
 FEW_ROWS = 256  # whose long rows are spread over blocks
@@ -341,33 +341,35 @@ def _softmax_launches(run: Execution, rows: dict[str, Any], maps: dict[str, Any]
         record["options64"] = record["options32"] = options
     record["n"], record["k"] = call.n_rows, call.k
     kinds = [name for name in maps if name != "hess"]
+    kind = "entropy_grad" if kinds and call.quantity == "entropy" else "".join(kinds)
+    writes = "NO_MAPS" if not maps else "DISTRIBUTIONS" if kind in DISTRIBUTIONS else "GRADIENTS"
     if kinds:
-        kind = "entropy_grad" if call.quantity == "entropy" else kinds[0]
-        record["map_kind"] = MAP_KINDS[kind]
+        record["map_kind"] = DISTRIBUTIONS.get(kind, 0)
         run.output(record, "map", maps[kinds[0]])
     run.output(record, "hess", maps.get("hess"))
     if maps:
         run.gradient_factors(record, compute)
     record["team"] = team = team_size(call.k, x.itemsize)
     record["parts"] = 1
-    full = call.quantity == "entropy" or bool(FULL_RESULTS.intersection(rows))
-    full = full or call.softcap is not None or call.label_smoothing != 0.0
+    level = "FULL" if call.quantity == "entropy" or FULL_RESULTS.intersection(rows) else "PLAIN"
+    if call.softcap is not None or call.label_smoothing != 0.0:
+        level = "ANY"
     dtype = x.dtype.name
     for name, out in rows.items():
         record[name] = out.data.ptr
     if call.k <= SEGMENT or call.n_rows >= FEW_ROWS:
-        launch(softmax_name(dtype, full, bool(maps)), blocks_for(call.n_rows, team), record)
+        launch(softmax_name(dtype, level, writes), blocks_for(call.n_rows, team), record)
         return
     parts = -(-call.k // SEGMENT)
     record["parts"], record["mode"] = parts, PARTS_OF_ROWS
     record["records"] = run.workspace(call.n_rows * parts * RECORD_BYTES, np.uint8).data.ptr
-    launch(softmax_name(dtype, full, False), call.n_rows * parts, record)
+    launch(softmax_name(dtype, level, "NO_MAPS"), call.n_rows * parts, record)
     record["mode"] = FROM_PARTS
-    launch(softmax_name(dtype, full, False), call.n_rows * parts, record)
+    launch(softmax_name(dtype, level, "NO_MAPS"), call.n_rows * parts, record)
     if maps:
         for name in rows:
             record[name] = 0
-        launch(softmax_name(dtype, full, True), call.n_rows * parts, record)
+        launch(softmax_name(dtype, level, writes), call.n_rows * parts, record)
 
 
 # --- fast kernels of two operands: what they leave out as NaN is for the careful kernels -------------------

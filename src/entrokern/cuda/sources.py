@@ -42,10 +42,20 @@ class Kernel(NamedTuple):
     family: str
     expression: str
     threads: int = BLOCK
+    blocks: int = 0  # that a multiprocessor should hold at least: as many as cost no spilled register
+
+    @property
+    def bounds(self) -> str:
+        return f"{self.threads}, {self.blocks}" if self.blocks else f"{self.threads}"
 
 
-def softmax_name(dtype: str, full: bool, maps: bool) -> str:
-    return f"softmax_{dtype}" + ("_full" if full else "") + ("_maps" if maps else "")
+# How much a kernel of the softmax family gathers of a row, and what it writes beside the row's results.
+LEVELS = {"PLAIN": "", "FULL": "_full", "ANY": "_any"}
+MAPS = {"NO_MAPS": "", "GRADIENTS": "_maps", "DISTRIBUTIONS": "_distributions"}
+
+
+def softmax_name(dtype: str, level: str, maps: str) -> str:
+    return f"softmax_{dtype}{LEVELS[level]}{MAPS[maps]}"
 
 
 def _kernels() -> list[Kernel]:
@@ -53,10 +63,17 @@ def _kernels() -> list[Kernel]:
         return "true" if flag else "false"
 
     kernels = [
-        Kernel(softmax_name(dtype, full, maps), "softmax", f"softmax_rows<{T}, {spelled(full)}, {spelled(maps)}>")
+        Kernel(
+            softmax_name(dtype, level, maps),
+            "softmax",
+            f"softmax_rows<{T}, {level}, {maps}>",
+            BLOCK,
+            1 if dtype == "float64" else 2,
+        )
         for dtype, T in TYPES.items()
-        for full in (False, True)
-        for maps in (False, True)
+        for level in LEVELS
+        for maps in MAPS
+        if level != "ANY" or maps == "NO_MAPS"  # with all options, maps are for the careful kernels
     ]
     plain = {
         "distributions": ("cross_entropy_rows", "entropy_rows", "divergence_rows"),
@@ -66,16 +83,25 @@ def _kernels() -> list[Kernel]:
     narrow = {dtype: T for dtype, T in TYPES.items() if dtype != "float64"}
     for dtype, T in narrow.items():
         for quantity in ("ENTROPY", "KL", "JS"):
-            kernels.append(Kernel(f"table_{quantity.lower()}_{dtype}", "tables", f"table_rows<{T}, {quantity}>"))
+            kernels.append(
+                Kernel(f"table_{quantity.lower()}_{dtype}", "tables", f"table_rows<{T}, {quantity}>", BLOCK, 2)
+            )
         for maps in (False, True):
             end = f"{dtype}_maps" if maps else dtype
-            kernels.append(Kernel(f"soft_target_{end}", "soft_targets", f"soft_target_rows<{T}, {spelled(maps)}>"))
-            kernels.append(Kernel(f"softmax_pair_{end}", "softmax_pairs", f"softmax_pair_rows<{T}, {spelled(maps)}>"))
+            kernels.append(
+                Kernel(f"soft_target_{end}", "soft_targets", f"soft_target_rows<{T}, {spelled(maps)}>", BLOCK, 2)
+            )
+            kernels.append(
+                Kernel(f"softmax_pair_{end}", "softmax_pairs", f"softmax_pair_rows<{T}, {spelled(maps)}>", BLOCK, 2)
+            )
             for kind, Y in (("", T), ("_bytes", "unsigned char")):
                 for of in ("elements", "rows"):
                     expression = f"binary_{of}<{T}, {Y}, {spelled(maps)}>"
-                    kernels.append(Kernel(f"binary_{of}{kind}_{end}", "binary", expression))
-    return kernels + [Kernel(f"{family}_{name}", family, name) for family, names in plain.items() for name in names]
+                    held = 1 if of == "elements" and maps else 2
+                    kernels.append(Kernel(f"binary_{of}{kind}_{end}", "binary", expression, BLOCK, held))
+    return kernels + [
+        Kernel(f"{family}_{name}", family, name, BLOCK, 2) for family, names in plain.items() for name in names
+    ]
 
 
 KERNELS = {kernel.name: kernel for kernel in _kernels()}
@@ -88,7 +114,7 @@ def source(kernels: Sequence[Kernel]) -> str:
         f'static_assert(sizeof(Arguments) == {arguments_of(family).itemsize}, "the fields lie elsewhere");',
     ]
     entries += [
-        f'extern "C" __global__ void __launch_bounds__({k.threads}) {k.name}(ARGUMENTS a) {{ {k.expression}(a); }}'
+        f'extern "C" __global__ void __launch_bounds__({k.bounds}) {k.name}(ARGUMENTS a) {{ {k.expression}(a); }}'
         for k in kernels
     ]
     return "\n".join([family_source(family), *entries, ""])

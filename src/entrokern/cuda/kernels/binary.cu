@@ -23,7 +23,7 @@ struct Element {
 D Element binary_element(float x, float t, float keep, float rest) {
   const float log1p_c[] = {LOG1P_F32}, half_tanh_c[] = {HALF_TANH};
   const float a = fmaf(keep, t, rest), b = fmaf(keep, 1 - t, rest), both = a + b;
-  const float e = exp2_of(-magnitude(x) * 1.44269504f), r = 1 / (1 + e), log1p_e = fmaf(e * e, polynomial(e, log1p_c), e);
+  const float e = exp2_of(-magnitude(x) * 1.44269504f), r = reciprocal(1 + e), log1p_e = fmaf(e * e, polynomial(e, log1p_c), e);
   const float steep = x < 0 ? a : b;  // the class whose surprise grows with |x|, or does not count at all
   Element v;
   v.loss = both * log1p_e + (steep == 0 ? 0.0f : steep * magnitude(x));
@@ -59,21 +59,21 @@ template <class T, class Y, bool MAPS> struct Visit {
   Twofold sum;
   i64 count;
 
-  template <int N> D void operator()(i64 c, int step, float (&x)[N]) {
+  template <int W, int N> D void operator()(const Places<W> &places, float (&x)[N]) {
     float y[N];
-    if (N == vector_of<T>::size && in_vectors) {
-      load_vector(c, y);
+    if (W == vector_of<T>::size && in_vectors) {
+      load_all(places, y);
     } else {
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        const i64 at = c + (i64)j * step;
+        const i64 at = places.at(j);
         y[j] = at < grad.high ? target_of(t[at * target_stride]) : 0.0f;
       }
     }
     float values[N], slopes[N], bends[N], total = 0;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const bool there = c + (i64)j * step < grad.high, counts = there && y[j] != a.ignored;
+      const bool there = places.at(j) < grad.high, counts = there && y[j] != a.ignored;
       if (a.whole && y[j] != 0 && y[j] != 1) y[j] = limits<float>::nan();
       const Element v = binary_element(x[j], y[j], a.keep, a.rest);
       // What does not count is 0, whatever x holds there.
@@ -90,15 +90,23 @@ template <class T, class Y, bool MAPS> struct Visit {
     if (loss) {
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        if (c + (i64)j * step < grad.high) loss[c + (i64)j * step] = values[j];
+        if (places.at(j) < grad.high) loss[places.at(j)] = values[j];
       }
     }
-    if (MAPS && grad.row) grad.put(c, step, slopes);
-    if (MAPS && hess.row) hess.put(c, step, bends);
+    if (MAPS && grad.row) grad.put(places, slopes);
+    if (MAPS && hess.row) hess.put(places, bends);
   }
 
-  D void load_vector(i64 c, float (&y)[vector_of<T>::size]) const { load_targets(t + c, y, (const T *)nullptr); }
-  template <int N> D void load_vector(i64, float (&)[N]) const {}
+  template <int W, int N> D void load_all(const Places<W> &places, float (&y)[N]) const {
+    const int width = vector_of<T>::size;
+#pragma unroll
+    for (int j = 0; j + width <= N; j += width) {
+      float one[width];
+      load_targets(t + places.at(j), one, (const T *)nullptr);
+#pragma unroll
+      for (int i = 0; i < width; ++i) y[j + i] = one[i];
+    }
+  }
 };
 
 template <class T> D MapWriter<T> map_writer(const Operand &o, i64 row, i64 k, const T *x) {

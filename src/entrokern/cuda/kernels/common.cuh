@@ -44,10 +44,12 @@ template <> struct limits<double> {
 };
 
 #ifdef __CUDA_ARCH__
+D float reciprocal(float v) { float r; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }  // of normal numbers
 D float approximate_exp2(float t) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(t)); return r; }
 D float widened(float16 h) { float r; asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(h.bits)); return r; }
 D void narrow(float v, float16 &h) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h.bits) : "f"(v)); }
 #else
+D float reciprocal(float v) { return shim_rcp(v); }
 D float approximate_exp2(float t) { return shim_ex2(t); }
 D float widened(float16 h) { return shim_half_to_float(h.bits); }
 D void narrow(float v, float16 &h) { h.bits = shim_float_to_half(v); }
@@ -124,6 +126,24 @@ template <class T> D uint4 packed(const T *, const float (&v)[8]) {
 // 16 bytes at once, and past the caches: what is written is not read again. (Assigned, they would be stored in four parts.)
 template <class T, class C> D void store_vector(T *p, const C (&v)[vector_of<T>::size]) { __stcs((uint4 *)p, packed((const T *)p, v)); }
 
+// Which classes an array of numbers belongs to: WIDTH side by side at a time, `apart` from one such group to the next.
+template <int WIDTH> struct Places {
+  i64 first, apart;
+
+  D i64 at(int j) const { return first + (i64)(j / WIDTH) * apart + j % WIDTH; }
+};
+
+// The same of all vectors of an array of numbers, to their places in a row.
+template <class T, int W, class C, int N> D void store_vectors(T *row, const Places<W> &places, const C (&v)[N]) {
+#pragma unroll
+  for (int j = 0; j + vector_of<T>::size <= N; j += vector_of<T>::size) {
+    C one[vector_of<T>::size];
+#pragma unroll
+    for (int i = 0; i < vector_of<T>::size; ++i) one[i] = v[j + i];
+    store_vector(row + places.at(j), one);
+  }
+}
+
 // How many numbers lie before the first 16-byte boundary, of k in all.
 template <class T> D int before_boundary(const T *p, i64 k) {
   int numbers = (int)((16 - ((u64)p & 15)) & 15) / (int)sizeof(T);
@@ -198,44 +218,68 @@ D i64 from_lane(i64 v, int apart) { return __shfl_xor_sync(0xffffffffu, v, apart
 
 // --- sweeps: a team's way over the classes of a row -------------------------------------------------
 
+// Numbers that are visited at once: as many as keep their registers.
+enum { AT_ONCE = 8 };
+
+template <int N> D void load_vectors(const uint4 *v, int apart, uint4 (&u)[N]) {
+#pragma unroll
+  for (int j = 0; j < N; ++j) u[j] = v[j * apart];
+}
+
+// The numbers of some of the vectors, from `first` on.
+template <int VECTORS, class T, class C, int N> D void unpack_vectors(const uint4 (&u)[VECTORS], int first, const T *type, C (&values)[N]) {
+  const int width = vector_of<T>::size;
+#pragma unroll
+  for (int j = 0; j < N / width; ++j) {
+    C one[width];
+    unpack(u[first + j], type, one);
+#pragma unroll
+    for (int i = 0; i < width; ++i) values[j * width + i] = one[i];
+  }
+}
+
 // Visits classes low … high - 1 that lie side by side: 16 bytes at a time, several loads on the way at once, and
-// singly what lies before the first boundary and after the last. `visit(class, values)` gets arrays of numbers; each
-// thread meets its classes in ascending order. With `keep`, the vectors are also stored there (16-byte aligned).
+// singly what lies before the first boundary and after the last. `visit(places, values)` gets arrays of numbers; each
+// thread meets its classes in ascending order.
 template <class T, class Visit>
 D void sweep_line(const T *row, i64 low, i64 high, const Team &team, Visit &visit) {
   typedef typename compute<T>::type C;
-  const int N = vector_of<T>::size;
-  const T *begin = row + low;
-  const int head = before_boundary(begin, high - low);
-  const int vectors = (int)((high - low - head) / N);
-  const uint4 *v = (const uint4 *)(begin + head);
+  const int N = vector_of<T>::size, GROUP = AT_ONCE / N < IN_FLIGHT ? AT_ONCE / N : IN_FLIGHT;
+  const int head = before_boundary(row + low, high - low);
   const i64 first = low + head;
+  const int vectors = (int)((high - first) / N);
+  const uint4 *v = (const uint4 *)(row + first);
   if (team.lane < head) {
-    C one[1] = {widened(begin[team.lane])};
-    visit(low + team.lane, 1, one);
+    C one[1] = {widened(row[low + team.lane])};
+    visit(Places<1>{low + team.lane, 0}, one);
   }
+  // While some vectors are computed with, the next are on their way.
+  const int step = IN_FLIGHT * team.size, last = vectors - (IN_FLIGHT - 1) * team.size;
   int i = team.lane;
-  for (; i + (IN_FLIGHT - 1) * team.size < vectors; i += IN_FLIGHT * team.size) {
+  uint4 coming[IN_FLIGHT];
+  if (i < last) load_vectors(v + i, team.size, coming);
+  while (i < last) {
     uint4 u[IN_FLIGHT];
 #pragma unroll
-    for (int j = 0; j < IN_FLIGHT; ++j) u[j] = v[i + j * team.size];
+    for (int j = 0; j < IN_FLIGHT; ++j) u[j] = coming[j];
+    if (i + step < last) load_vectors(v + i + step, team.size, coming);
 #pragma unroll
-    for (int j = 0; j < IN_FLIGHT; ++j) {
-      C values[N];
-      unpack(u[j], row, values);
-      visit(first + (i64)(i + j * team.size) * N, 1, values);
+    for (int j = 0; j < IN_FLIGHT; j += GROUP) {
+      C values[GROUP * N];
+      unpack_vectors(u, j, row, values);
+      visit(Places<N>{first + ((i64)i + j * team.size) * N, (i64)team.size * N}, values);
     }
+    i += step;
   }
 #pragma unroll 1
   for (; i < vectors; i += team.size) {
     C values[N];
     unpack(v[i], row, values);
-    visit(first + (i64)i * N, 1, values);
+    visit(Places<N>{first + (i64)i * N, 0}, values);
   }
-  const i64 tail = first + (i64)vectors * N;
-  for (i64 c = tail + team.lane; c < high; c += team.size) {
+  for (i64 c = first + (i64)vectors * N + team.lane; c < high; c += team.size) {
     C one[1] = {widened(row[c])};
-    visit(c, 1, one);
+    visit(Places<1>{c, 0}, one);
   }
 }
 
@@ -245,13 +289,11 @@ template <class T, class Visit>
 D void sweep_apart(const T *row, i64 stride, i64 low, i64 high, const Team &team, Visit &visit) {
   typedef typename compute<T>::type C;
   for (i64 c = low + team.lane; c < high; c += IN_FLIGHT * team.size) {
+    const Places<1> places = {c, team.size};
     C values[IN_FLIGHT];
 #pragma unroll
-    for (int j = 0; j < IN_FLIGHT; ++j) {
-      const i64 at = c + j * team.size;
-      values[j] = at < high ? (C)widened(row[at * stride]) : -limits<C>::inf();
-    }
-    visit(c, team.size, values);
+    for (int j = 0; j < IN_FLIGHT; ++j) values[j] = places.at(j) < high ? (C)widened(row[places.at(j) * stride]) : -limits<C>::inf();
+    visit(places, values);
   }
 }
 

@@ -38,21 +38,21 @@ struct Distribution {
 D Distribution distribution(const Operand &o, i64 row, int form, double T, double cap, i64 k, const Team &team) {
   Distribution d = {o, row_start(o, row), form, 1 / T, {1.4426950408889634 / T, cap, cap == 0 ? 0.0 : 1 / cap}, 0, 0, 0, 1, 0};
   if (form != LOGITS) return d;
-  Gather<true, double> gather;
+  Gather<ANY, double> gather;
   gather.scaling = d.scaling;
   gather.class_weight = nullptr;
   gather.smoothed = false;
   gather.y = limits<double>::inf();
-  Joined<true, double> all;
+  Joined<ANY, double> all;
   all.scale = d.scaling.scale;
   for (i64 low = 0; low < k; low += SEGMENT) {
     const i64 high = low + SEGMENT < k ? low + SEGMENT : k;
     gather.begin();
     for (i64 c = low + team.lane; c < high; c += team.size) {
       double one[1] = {d.raw(c)};
-      gather(c, 1, one);
+      gather(Places<1>{c, 0}, one);
     }
-    Joined<true, double> part = all;
+    Joined<ANY, double> part = all;
     part.r = gather.r;
     part = joined_by(team, part);
     if (low == 0) {

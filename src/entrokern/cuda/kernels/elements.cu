@@ -54,13 +54,13 @@ D double estimate(double d, int estimator) {
 
 // --- the kernel -------------------------------------------------------------------------------------------
 
-struct Places {
+struct Starts {
   i64 x, t, pos_weight, sample_weight, loss, grad, hess;
 };
 
 D i64 start_of(const Operand &o, i64 row) { return o.data ? row_start(o, row) : 0; }
 
-D Places places_of(const Arguments &a, i64 row) {
+D Starts starts_of(const Arguments &a, i64 row) {
   return {start_of(a.x, row), start_of(a.t, row), start_of(a.pos_weight, row), a.summed ? 0 : start_of(a.sample_weight, row),
           a.summed ? 0 : start_of(a.loss, row), start_of(a.grad, row), start_of(a.hess, row)};
 }
@@ -68,7 +68,7 @@ D Places places_of(const Arguments &a, i64 row) {
 D double at(const Operand &o, i64 start, i64 c) { return load_number(o, start + c * o.class_stride); }
 
 // One element: its loss and weight into the sums, its results into their arrays. `scale` multiplies the maps.
-D void visit(const Arguments &a, const Places &p, i64 c, double scale, Sums<2> &sums) {
+D void visit(const Arguments &a, const Starts &p, i64 c, double scale, Sums<2> &sums) {
   const double x = at(a.x, p.x, c);
   double value, weight = 1, slope = 0, bend = 0;
   bool counts = true;
@@ -114,7 +114,7 @@ D void each_element(const Arguments &a) {
   for (i64 item = (i64)blockIdx.x * teams + mine; item < items; item += (i64)gridDim.x * teams) {
     const i64 row = a.parts > 1 ? item / a.parts : item, low = (item - row * a.parts) * CHUNK;
     const i64 high = low + CHUNK < a.k ? low + CHUNK : a.k;
-    const Places p = places_of(a, row);
+    const Starts p = starts_of(a, row);
     for (i64 c = low + team.lane; c < high; c += team.size) visit(a, p, c, scale, sums);
   }
   if (!a.partial) return;
@@ -133,7 +133,7 @@ D void summed_rows(const Arguments &a) {
   for (i64 first = (i64)blockIdx.x * teams; first < a.n; first += (i64)gridDim.x * teams) {
     const bool real = first + mine < a.n;
     const i64 row = real ? first + mine : a.n - 1;
-    const Places p = places_of(a, row);
+    const Starts p = starts_of(a, row);
     const double scale = a.factor * (a.map_scale ? *a.map_scale : 1.0) * (a.row_factors ? a.row_factors[row] : 1.0);
     Sums<2> sums;
     sums.begin();

@@ -28,7 +28,10 @@ template <class C> struct Record {
   int above;
 };
 
-template <bool FULL, class C> struct Joined {
+// How much of a row is gathered: its record; entropy, largest and rank beside; all that options may ask for.
+enum { PLAIN, FULL, ANY };
+
+template <int LEVEL, class C> struct Joined {
   Record<C> r;
   C scale;
 
@@ -42,35 +45,39 @@ template <bool FULL, class C> struct Joined {
     r.top = high.top;
     r.S = high.S + f * more;
     r.n = high.n + (tie ? low.n : (C)0);
-    if (FULL) {
+    if (LEVEL >= FULL) {
       r.spread = high.spread + f * (low.spread + (tie ? (C)0 : d * more));
+      r.at = tie && low.at < high.at ? low.at : high.at;
+      r.above = high.above + low.above;
+    }
+    if (LEVEL == ANY) {
       const C moved = tie || low.weights == 0 ? (C)0 : low.weights * (high.top - low.top);
       r.gaps = high.gaps + (low.gaps + moved);
       r.weights = high.weights + low.weights;
-      r.at = tie && low.at < high.at ? low.at : high.at;
-      r.above = high.above + low.above;
     }
   }
 
   D Joined shuffled(int apart) const {
     Joined o = *this;
     o.r.m = from_lane(r.m, apart);
-    o.r.top = from_lane(r.top, apart);
+    o.r.top = LEVEL == ANY ? from_lane(r.top, apart) : o.r.m;
     o.r.S = from_lane(r.S, apart);
     o.r.n = from_lane(r.n, apart);
-    if (FULL) {
+    if (LEVEL >= FULL) {
       o.r.spread = from_lane(r.spread, apart);
-      o.r.gaps = from_lane(r.gaps, apart);
-      o.r.weights = from_lane(r.weights, apart);
       o.r.at = from_lane(r.at, apart);
       o.r.above = from_lane(r.above, apart);
+    }
+    if (LEVEL == ANY) {
+      o.r.gaps = from_lane(r.gaps, apart);
+      o.r.weights = from_lane(r.weights, apart);
     }
     return o;
   }
 };
 
 // Adds logits to a record as they come: whenever a larger one turns up, the sums so far are scaled down.
-template <bool FULL, class C> struct Gather {
+template <int LEVEL, class C> struct Gather {
   Record<C> r;
   Scaling<C> scaling;
   const C *class_weight;
@@ -85,20 +92,20 @@ template <bool FULL, class C> struct Gather {
     r.above = 0;
   }
 
+  D C shown(C x) const { return LEVEL == ANY ? scaling.shown(x) : x; }
+
   D void raise(C m) {
-    const C top = FULL ? scaling.shown(m) : m, d = (r.top - top) * scaling.scale, f = exp2_of(d), Z = r.S + r.n;
-    if (FULL) {
-      r.spread = f * (r.spread + larger(d, limits<C>::floor()) * Z);
-      if (r.weights != 0) r.gaps += r.weights * (top - r.top);
-    }
+    const C top = shown(m), d = (r.top - top) * scaling.scale, f = exp2_of(d), Z = r.S + r.n;
+    if (LEVEL >= FULL) r.spread = f * (r.spread + larger(d, limits<C>::floor()) * Z);
+    if (LEVEL == ANY && r.weights != 0) r.gaps += r.weights * (top - r.top);
     r.S = f * Z;
     r.n = 0;
     r.m = m;
     r.top = top;
   }
 
-  template <int N> D void operator()(i64 c, int step, C (&v)[N]) {
-    if (FULL) {
+  template <int W, int N> D void operator()(const Places<W> &places, C (&v)[N]) {
+    if (LEVEL == ANY) {
 #pragma unroll
       for (int j = 0; j < N; ++j) v[j] = scaling.limited(v[j]);
     }
@@ -107,37 +114,35 @@ template <bool FULL, class C> struct Gather {
     for (int j = 1; j < N; ++j) m = larger(m, v[j]);
     if (m > r.m) {
       raise(m);
-      if (FULL) {
+      if (LEVEL >= FULL) {
 #pragma unroll
-        for (int j = N - 1; j >= 0; --j) r.at = v[j] == m ? c + (i64)j * step : r.at;
+        for (int j = N - 1; j >= 0; --j) r.at = v[j] == m ? places.at(j) : r.at;
       }
     }
     C sum = 0, n = 0, spread = 0;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       // Subtract first: v·scale - m·scale would cancel at a large common offset.
-      const C t = ((FULL ? scaling.shown(v[j]) : v[j]) - r.top) * scaling.scale, e = exp2_of(t);
+      const C t = (shown(v[j]) - r.top) * scaling.scale, e = exp2_of(t);
       const bool below = v[j] != r.m;  // NaN too
       sum += below ? e : (C)0;
       n += below ? (C)0 : (C)1;
-      if (FULL) {
-        spread += below ? e * larger(t, limits<C>::floor()) : (C)0;
+      if (LEVEL >= FULL) {
+        spread += e * larger(t, limits<C>::floor());  // the largest itself adds 0
         r.above += v[j] > y;
       }
     }
     r.S += sum;
     r.n += n;
-    if (FULL) {
-      r.spread += spread;
-      if (smoothed) add_gaps(c, step, v);
-    }
+    if (LEVEL >= FULL) r.spread += spread;
+    if (LEVEL == ANY && smoothed) add_gaps(places, v);
   }
 
   // Σ w·(top - z): all terms are positive; a weight of 0 leaves its class out, infinite or not.
-  template <int N> D void add_gaps(i64 c, int step, C (&v)[N]) {
+  template <int W, int N> D void add_gaps(const Places<W> &places, C (&v)[N]) {
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const i64 at = c + (i64)j * step;
+      const i64 at = places.at(j);
       if (at < k) {
         const C w = class_weight ? class_weight[at] : (C)1;
         r.gaps += w == 0 && v[j] == v[j] ? (C)0 : w * (r.top - scaling.shown(v[j]));

@@ -31,7 +31,7 @@ struct Soft {
     r.m = r.top = m;
   }
 
-  template <int N> D void operator()(i64, int, float (&x)[N], float (&b)[N]) {
+  template <int W, int N> D void operator()(const Places<W> &, float (&x)[N], float (&b)[N]) {
     float m = x[0];
 #pragma unroll
     for (int j = 1; j < N; ++j) m = larger(m, x[j]);
@@ -80,7 +80,7 @@ struct Masses {
   TwofoldSums<4> sums;
   float m, inv_T, scale;
 
-  template <int N> D void operator()(i64, int, float (&x)[N], float (&b)[N]) {
+  template <int W, int N> D void operator()(const Places<W> &, float (&x)[N], float (&b)[N]) {
     float near = 0, far = 0, count = 0;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
@@ -104,7 +104,7 @@ template <class T> struct Slopes {
   float m, inv_T, scale, factor;
   Twofold A, S;
 
-  template <int N> D void operator()(i64 c, int step, float (&x)[N], float (&b)[N]) {
+  template <int W, int N> D void operator()(const Places<W> &places, float (&x)[N], float (&b)[N]) {
     float g[N];
 #pragma unroll
     for (int j = 0; j < N; ++j) {
@@ -117,7 +117,7 @@ template <class T> struct Slopes {
       rest.low += (close ? A.low : 0.0f) - (bS.low + b[j] * S.low);
       g[j] = (rest.high + (rest.low + A.high * e)) * factor;
     }
-    out.put(c, step, g);
+    out.put(places, g);
   }
 };
 

@@ -1,7 +1,8 @@
 // Rows of logits, with labels or without a target: one read gives every number of a row, a second the arrays of x's shape.
 
 enum { INV_T, SCALE, UNIT, SMOOTHING, Z_LOSS, CAP, FACTOR };  // options: SCALE = log2(e)/T, FACTOR = unit·map_scale/T
-enum { NO_MAP, GRADIENT, ENTROPY_GRADIENT, SOFTMAX, LOG_SOFTMAX };
+enum { NO_MAPS, GRADIENTS, DISTRIBUTIONS };  // what a kernel can write beside row results
+enum { ENTROPY_GRADIENT, SOFTMAX, LOG_SOFTMAX };  // the distributions
 enum { WHOLE_ROWS, PARTS_OF_ROWS, FROM_PARTS };  // what a team works on; a row's parts are its segments
 
 struct Arguments {
@@ -54,7 +55,7 @@ template <class C> D void put(void *results, i64 row, C value) {
   if (results) ((C *)results)[row] = value;
 }
 
-template <bool FULL, class C> D void finish(const Arguments &a, i64 row, const Record<C> &r, const Label<C> &y, const Scaling<C> &scaling) {
+template <int LEVEL, class C> D void finish(const Arguments &a, i64 row, const Record<C> &r, const Label<C> &y, const Scaling<C> &scaling) {
   const bool has_nan = r.S != r.S, empty = r.n == 0;
   const C inv_T = option(a, INV_T, C()), unit = option(a, UNIT, C()), inf = limits<C>::inf(), nan = limits<C>::nan();
   const C S = r.S + (r.n - 1), Z = r.S + r.n;
@@ -65,15 +66,15 @@ template <bool FULL, class C> D void finish(const Arguments &a, i64 row, const R
   put(a.lse, row, lse);
   put(a.max_prob, row, finite ? 1 / Z : nan);
   const C ln2 = (C)0.6931471805599453;
-  const C entropy = FULL && finite ? (L - r.spread / Z * ln2) * unit : nan;
-  if (FULL) {
+  const C entropy = LEVEL >= FULL && finite ? (L - r.spread / Z * ln2) * unit : nan;
+  if (LEVEL >= FULL) {
     put(a.entropy, row, entropy);
     if (a.argmax) a.argmax[row] = has_nan ? -1 : r.at;
     if (a.rank) a.rank[row] = has_nan || y.at < 0 ? -1 : r.above;
   }
   if (y.given) {
-    const C gap = (top - (FULL ? scaling.shown(y.logit) : y.logit)) * inv_T;
-    C loss = label_loss(a, r, L, gap, y.weight) * unit;
+    const C gap = (top - (LEVEL == ANY ? scaling.shown(y.logit) : y.logit)) * inv_T;
+    C loss = (LEVEL == ANY ? label_loss(a, r, L, gap, y.weight) : y.weight == 0 ? L * 0 : y.weight * (L + gap)) * unit;
     if (option(a, Z_LOSS, C()) != 0) loss += option(a, Z_LOSS, C()) * lse * lse;
     put(a.loss, row, y.ignored ? (C)0 : y.bad ? nan : loss);
     put(a.log_prob, row, y.at < 0 ? nan : -(L + gap));
@@ -85,56 +86,58 @@ template <bool FULL, class C> D void finish(const Arguments &a, i64 row, const R
 // --- arrays of x's shape ----------------------------------------------------------------------------
 
 template <class C> struct RowMap {
-  int kind;
   i64 label;
-  C m, top, L, mean, inv_Z, rest;  // rest: 1 - p of the largest logit
-  C factor, slope;                 // of the gradient; of the Hessian
-  C fill;                          // what the row is filled with
+  C m, L, mean, inv_Z, rest;  // rest: 1 - p of the largest logit
+  C scale, inv_T;
+  C factor, slope;  // of the gradient; of the Hessian
+  C fill;           // what the row is filled with
   bool filled;
 };
 
-template <class C> D RowMap<C> map_of(const Arguments &a, i64 row, const Record<C> &r, const Label<C> &y) {
+template <int MAPS, class C> D RowMap<C> map_of(const Arguments &a, i64 row, const Record<C> &r, const Label<C> &y) {
   RowMap<C> p;
   const C Z = r.S + r.n, S = r.S + (r.n - 1);
-  p.kind = a.map_kind;
+  const bool logarithm = MAPS == DISTRIBUTIONS && a.map_kind == LOG_SOFTMAX;
+  const bool weighed = MAPS == GRADIENTS || a.map_kind == ENTROPY_GRADIENT;
   p.label = y.at;
   p.m = r.m;
-  p.top = r.top;
   p.inv_Z = 1 / Z;
   p.rest = S / Z;
-  p.L = p.kind == LOG_SOFTMAX ? log1p_of(S) : (C)0;
-  p.mean = p.kind == ENTROPY_GRADIENT ? r.spread / Z : (C)0;
+  p.L = logarithm ? log1p_of(S) : (C)0;
+  p.mean = MAPS == DISTRIBUTIONS ? r.spread / Z : (C)0;
+  p.scale = option(a, SCALE, C());
+  p.inv_T = option(a, INV_T, C());
   C f = option(a, FACTOR, C());
   if (a.map_scale) f *= *(const C *)a.map_scale;
   if (a.row_factors) f *= ((const C *)a.row_factors)[row];
   p.factor = f * y.weight;
-  p.slope = p.factor * option(a, INV_T, C());
-  const bool weighed = p.kind != SOFTMAX && p.kind != LOG_SOFTMAX, left_out = weighed && (f == 0 || y.ignored);
+  p.slope = p.factor * p.inv_T;
+  const bool left_out = weighed && (f == 0 || y.ignored);
   // The logarithm is still of use where the largest logit is +inf.
-  const bool undefined = Z != Z || r.n == 0 || (p.kind != LOG_SOFTMAX && !is_finite(r.top)) || (weighed && y.bad);
+  const bool undefined = Z != Z || r.n == 0 || (!logarithm && !is_finite(r.m)) || (weighed && y.bad);
   p.filled = left_out || undefined;
   p.fill = left_out ? (C)0 : limits<C>::nan();
   return p;
 }
 
-template <class C> D C map_value(const RowMap<C> &p, const Scaling<C> &scaling, C v, i64 c, C inv_T) {
-  if (p.filled) return p.fill;
-  const C d = scaling.shown(v) - p.top, t = d * scaling.scale;
-  if (p.kind == LOG_SOFTMAX) return p.top == limits<C>::inf() ? d : d * inv_T - p.L;
-  const C e = exp2_of(t) * p.inv_Z;
-  if (p.kind == SOFTMAX) return e;
-  if (p.kind == ENTROPY_GRADIENT) {
-    const C ln2 = (C)0.6931471805599453;
-    return e == 0 ? e : -e * ((larger(t, limits<C>::floor()) - p.mean) * ln2) * p.factor;
-  }
-  // The true class gives -(Σ of the others' p), and never p - 1.
+// The true class gives -(Σ of the others' p), and never p - 1.
+template <class C> D C gradient_value(const RowMap<C> &p, C v, i64 c) {
+  const C e = exp2_of((v - p.m) * p.scale) * p.inv_Z;
   return (c == p.label ? -(v == p.m ? p.rest : 1 - e) : e) * p.factor;
 }
 
-template <class C> D C hessian_value(const RowMap<C> &p, const Scaling<C> &scaling, C v) {
-  if (p.filled) return p.fill;
-  const C e = exp2_of((scaling.shown(v) - p.top) * scaling.scale) * p.inv_Z;
+template <class C> D C hessian_value(const RowMap<C> &p, C v) {
+  const C e = exp2_of((v - p.m) * p.scale) * p.inv_Z;
   return e * (v == p.m ? p.rest : 1 - e) * p.slope;
+}
+
+template <class C> D C distribution_value(const RowMap<C> &p, int kind, C v) {
+  const C d = v - p.m, t = d * p.scale;
+  if (kind == LOG_SOFTMAX) return p.m == limits<C>::inf() ? d : d * p.inv_T - p.L;
+  const C e = exp2_of(t) * p.inv_Z;
+  if (kind == SOFTMAX) return e;
+  const C ln2 = (C)0.6931471805599453;
+  return e == 0 ? e : -e * ((larger(t, limits<C>::floor()) - p.mean) * ln2) * p.factor;
 }
 
 // Maps of 16-bit numbers may be asked for as float32.
@@ -149,42 +152,41 @@ template <class T, class C> D void store_one(const Operand &o, i64 at, C v, cons
 }
 
 // Writes the maps of what it visits. Each thread reads what it writes, so an output may be the row itself.
-template <class T, class C> struct Write {
+template <class T, int MAPS, class C> struct Write {
   const Arguments &a;
   const RowMap<C> &p;
-  Scaling<C> scaling;
   i64 map_start, hess_start, high;
   bool vectors;  // whether the outputs lie like the row, for stores of 16 bytes
-  C inv_T;
 
-  template <int N> D void operator()(i64 c, int step, C (&v)[N]) {
-    C out[N], hess[N];
+  template <int W, int N> D void operator()(const Places<W> &places, C (&v)[N]) const {
+    if (a.map.data) {
+      C out[N];
 #pragma unroll
-    for (int j = 0; j < N; ++j) {
-      const i64 at = c + (i64)j * step;
-      if (a.map_kind != NO_MAP) out[j] = map_value(p, scaling, v[j], at, inv_T);
-      if (a.hess.data) hess[j] = hessian_value(p, scaling, v[j]);
+      for (int j = 0; j < N; ++j) {
+        const C value = MAPS == GRADIENTS ? gradient_value(p, v[j], places.at(j)) : distribution_value(p, a.map_kind, v[j]);
+        out[j] = p.filled ? p.fill : value;
+      }
+      put_all(a.map, map_start, places, out);
     }
-    if (a.map_kind != NO_MAP) put_all(a.map, map_start, c, step, out);
-    if (a.hess.data) put_all(a.hess, hess_start, c, step, hess);
+    if (MAPS == GRADIENTS && a.hess.data) {
+      C out[N];
+#pragma unroll
+      for (int j = 0; j < N; ++j) out[j] = p.filled ? p.fill : hessian_value(p, v[j]);
+      put_all(a.hess, hess_start, places, out);
+    }
   }
 
-  template <int N> D void put_all(const Operand &o, i64 start, i64 c, int step, C (&v)[N]) {
-    if (N == vector_of<T>::size && step == 1 && vectors) {
-      put_vector(o, start + c, v);
+  template <int W, int N> D void put_all(const Operand &o, i64 start, const Places<W> &places, C (&v)[N]) const {
+    if (W == vector_of<T>::size && vectors) {
+      store_vectors((T *)o.data + start, places, v);
       return;
     }
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const i64 at = c + (i64)j * step;
+      const i64 at = places.at(j);
       if (at < high) store_one(o, start + at * o.class_stride, v[j], (const T *)nullptr);
     }
   }
-
-  D void put_vector(const Operand &o, i64 at, C (&v)[vector_of<T>::size]) {
-    store_vector((T *)o.data + at, v);
-  }
-  template <int N> D void put_vector(const Operand &, i64, C (&)[N]) {}
 };
 
 // --- the kernel -------------------------------------------------------------------------------------
@@ -195,13 +197,13 @@ template <class T> D bool lies_like(const Operand &out, const T *x, i64 start) {
   return out.class_stride == 1 && !is_wide<T>(out) && (((u64)x ^ (u64)((const T *)out.data + start)) & 15) == 0;
 }
 
-template <class T, bool FULL, bool MAPS> D void softmax_rows(const Arguments &a) {
+template <class T, int LEVEL, int MAPS> D void softmax_rows(const Arguments &a) {
   typedef typename compute<T>::type C;
   const Team team = {a.team, (int)threadIdx.x & (a.team - 1)};
   const int teams = BLOCK / a.team, mine = (int)threadIdx.x / a.team;
   const i64 items = a.n * a.parts;
-  Gather<FULL, C> gather;
-  const C cap = FULL ? option(a, CAP, C()) : (C)0;
+  Gather<LEVEL, C> gather;
+  const C cap = LEVEL == ANY ? option(a, CAP, C()) : (C)0;
   gather.scaling = {option(a, SCALE, C()), cap, cap == 0 ? cap : 1 / cap};
   gather.class_weight = (const C *)a.class_weight;
   gather.smoothed = option(a, SMOOTHING, C()) > 0;
@@ -215,12 +217,12 @@ template <class T, bool FULL, bool MAPS> D void softmax_rows(const Arguments &a)
     const Label<C> y = label_of<T, C>(a, x, row);
     gather.y = gather.scaling.limited(y.logit);
     Record<C> *records = (Record<C> *)a.records + row * a.parts;
-    Joined<FULL, C> all;
+    Joined<LEVEL, C> all;
     all.scale = gather.scaling.scale;
     i64 low = a.mode == PARTS_OF_ROWS ? part * SEGMENT : 0;
     i64 end = a.mode == PARTS_OF_ROWS && low + SEGMENT < a.k ? low + SEGMENT : a.k;
     for (i64 begin = low; low < end; low += SEGMENT) {
-      Joined<FULL, C> one = all;
+      Joined<LEVEL, C> one = all;
       if (a.mode == FROM_PARTS) {
         one.r = records[low / SEGMENT];
       } else {
@@ -239,14 +241,14 @@ template <class T, bool FULL, bool MAPS> D void softmax_rows(const Arguments &a)
       if (real && team.lane == 0) records[part] = all.r;
       continue;
     }
-    if (real && team.lane == 0 && part == 0) finish<FULL>(a, row, all.r, y, gather.scaling);
-    if (MAPS && real) {
-      const RowMap<C> p = map_of(a, row, all.r, y);
+    if (real && team.lane == 0 && part == 0) finish<LEVEL>(a, row, all.r, y, gather.scaling);
+    if (MAPS != NO_MAPS && real) {
+      const RowMap<C> p = map_of<MAPS>(a, row, all.r, y);
       const i64 map_start = row_start(a.map, row), hess_start = row_start(a.hess, row);
       low = a.mode == FROM_PARTS ? part * SEGMENT : 0;
       end = a.mode == FROM_PARTS && low + SEGMENT < a.k ? low + SEGMENT : a.k;
       const bool vectors = in_line<T>(a.x, a.k) && lies_like(a.map, x, map_start) && lies_like(a.hess, x, hess_start);
-      Write<T, C> write = {a, p, gather.scaling, map_start, hess_start, a.k, vectors, option(a, INV_T, C())};
+      Write<T, MAPS, C> write = {a, p, map_start, hess_start, a.k, vectors};
       // The other way round: what was read last is still in cache.
       const i64 begin = low;
       for (low += (end - 1 - begin) / SEGMENT * SEGMENT; low >= begin; low -= SEGMENT) {

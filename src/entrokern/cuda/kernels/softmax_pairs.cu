@@ -14,7 +14,7 @@ struct Arguments {
 
 // The largest logit of both rows, and Σ e^(z - m)
 struct Normalisers {
-  Joined<false, float> p, q;
+  Joined<PLAIN, float> p, q;
 
   D void join(const Normalisers &other) {
     p.join(other.p);
@@ -24,11 +24,11 @@ struct Normalisers {
 };
 
 struct GatherBoth {
-  Gather<false, float> p, q;
+  Gather<PLAIN, float> p, q;
 
-  template <int N> D void operator()(i64 c, int step, float (&a)[N], float (&b)[N]) {
-    p(c, step, a);
-    q(c, step, b);
+  template <int W, int N> D void operator()(const Places<W> &places, float (&a)[N], float (&b)[N]) {
+    p(places, a);
+    q(places, b);
   }
 };
 
@@ -60,7 +60,7 @@ struct Terms {
   TwofoldSums<2> sums;
   Comparison pair;
 
-  template <int N> D void operator()(i64, int, float (&a)[N], float (&b)[N]) {
+  template <int W, int N> D void operator()(const Places<W> &, float (&a)[N], float (&b)[N]) {
     float terms = 0, error = 0;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
@@ -79,7 +79,7 @@ template <class T> struct Slopes {
   Comparison pair;
   float error, factor;
 
-  template <int N> D void operator()(i64 c, int step, float (&a)[N], float (&b)[N]) {
+  template <int W, int N> D void operator()(const Places<W> &places, float (&a)[N], float (&b)[N]) {
     float g[N];
 #pragma unroll
     for (int j = 0; j < N; ++j) {
@@ -87,7 +87,7 @@ template <class T> struct Slopes {
       pair.at(a[j], b[j], p, q, delta, difference, term);
       g[j] = (q * error - difference) * factor;
     }
-    out.put(c, step, g);
+    out.put(places, g);
   }
 };
 

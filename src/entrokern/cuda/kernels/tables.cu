@@ -15,7 +15,7 @@ enum { ENTROPY, KL, JS };  // JS of equal weights
 
 D int exponent_steps(float p, float q) { return ((int)__float_as_uint(p) - (int)__float_as_uint(q) + (1 << 22)) >> 23; }
 D float halved(float p, int n) { return __uint_as_float(__float_as_uint(p) - ((unsigned)n << 23)); }
-D float quotient(float difference, float total) { return difference / larger(total, 1.17549435e-38f); }
+D float quotient(float difference, float total) { return difference * reciprocal(larger(total, 1.17549435e-38f)); }
 
 // p·log(p/q) - (p-q), with p - q as it is rounded: exact where the two are within a factor of 2. There the term is
 // (p-q)·s·(1 + s·(1+s)·tail(s²)) with s = (p-q)/(p+q), and nothing cancels; elsewhere p is halved until it is near.
@@ -46,7 +46,7 @@ template <int QUANTITY> struct Gathered {
   TwofoldSums<2> sums;
   bool strange;
 
-  template <int N> D void operator()(i64, int, float (&p)[N], float (&q)[N]) {
+  template <int W, int N> D void operator()(const Places<W> &, float (&p)[N], float (&q)[N]) {
     float terms = 0;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
@@ -64,11 +64,11 @@ template <int QUANTITY> struct Gathered {
     sums.sum[TERMS].add(terms);
   }
 
-  template <int N> D void operator()(i64 c, int step, float (&p)[N]) {
+  template <int W, int N> D void operator()(const Places<W> &places, float (&p)[N]) {
     float zero[N];
 #pragma unroll
     for (int j = 0; j < N; ++j) zero[j] = 0;
-    (*this)(c, step, p, zero);
+    (*this)(places, p, zero);
   }
 };
 
@@ -89,7 +89,7 @@ template <class T, int QUANTITY> D void table_rows(const Arguments &a) {
         // Beyond the last class there are zeros: -inf would be strange.
         for (i64 c = team.lane; c < a.k; c += team.size) {
           float one[1] = {widened(x[c * a.x.class_stride])};
-          gathered(c, 1, one);
+          gathered(Places<1>{c, 0}, one);
         }
       }
     } else {

@@ -75,7 +75,7 @@ template <class T> D bool side_by_side(const Operand &x, const T *a, const Opera
   return in_line<T>(x, k) && y.class_stride == 1 && (((u64)a ^ (u64)b) & 15) == 0;
 }
 
-// `visit(class, step, values of a, values of b)`, as `sweep_line` and `sweep_apart` do it for one row.
+// `visit(places, values of a, values of b)`, as `sweep_line` and `sweep_apart` do it for one row.
 template <class T, class Visit>
 D void sweep_lines(const T *a, const T *b, i64 low, i64 high, const Team &team, Visit &visit) {
   const int N = vector_of<T>::size, PAIRS = IN_FLIGHT / 2;
@@ -85,53 +85,65 @@ D void sweep_lines(const T *a, const T *b, i64 low, i64 high, const Team &team, 
   const uint4 *va = (const uint4 *)(a + first), *vb = (const uint4 *)(b + first);
   if (team.lane < head) {
     float one[1] = {widened(a[low + team.lane])}, other[1] = {widened(b[low + team.lane])};
-    visit(low + team.lane, 1, one, other);
+    visit(Places<1>{low + team.lane, 0}, one, other);
   }
+  const int step = PAIRS * team.size, last = vectors - (PAIRS - 1) * team.size;
   int i = team.lane;
-  for (; i + (PAIRS - 1) * team.size < vectors; i += PAIRS * team.size) {
+  uint4 coming_a[PAIRS], coming_b[PAIRS];
+  if (i < last) {
+    load_vectors(va + i, team.size, coming_a);
+    load_vectors(vb + i, team.size, coming_b);
+  }
+  while (i < last) {
     uint4 ua[PAIRS], ub[PAIRS];
 #pragma unroll
     for (int j = 0; j < PAIRS; ++j) {
-      ua[j] = va[i + j * team.size];
-      ub[j] = vb[i + j * team.size];
+      ua[j] = coming_a[j];
+      ub[j] = coming_b[j];
+    }
+    if (i + step < last) {
+      load_vectors(va + i + step, team.size, coming_a);
+      load_vectors(vb + i + step, team.size, coming_b);
     }
 #pragma unroll
     for (int j = 0; j < PAIRS; ++j) {
       float p[N], q[N];
       unpack(ua[j], a, p);
       unpack(ub[j], b, q);
-      visit(first + (i64)(i + j * team.size) * N, 1, p, q);
+      visit(Places<N>{first + ((i64)i + j * team.size) * N, 0}, p, q);
     }
+    i += step;
   }
 #pragma unroll 1
   for (; i < vectors; i += team.size) {
     float p[N], q[N];
     unpack(va[i], a, p);
     unpack(vb[i], b, q);
-    visit(first + (i64)i * N, 1, p, q);
+    visit(Places<N>{first + (i64)i * N, 0}, p, q);
   }
   for (i64 c = first + (i64)vectors * N + team.lane; c < high; c += team.size) {
     float one[1] = {widened(a[c])}, other[1] = {widened(b[c])};
-    visit(c, 1, one, other);
+    visit(Places<1>{c, 0}, one, other);
   }
 }
 
-// What lies beyond the last class is `beyond` in a and 0 in b, which add nothing to any sum.
+// What lies beyond the last class adds nothing to any sum: `beyond_a` and `beyond_b`.
 template <class T, class Visit>
-D void sweep_pairs(const Operand &x, const T *a, const Operand &y, const T *b, i64 low, i64 high, i64 k, const Team &team, float beyond, float beyond_b, Visit &visit) {
+D void sweep_pairs(const Operand &x, const T *a, const Operand &y, const T *b, i64 low, i64 high, i64 k, const Team &team, float beyond_a, float beyond_b, Visit &visit) {
   if (side_by_side(x, a, y, b, k)) {
     sweep_lines(a, b, low, high, team, visit);
     return;
   }
   for (i64 c = low + team.lane; c < high; c += IN_FLIGHT * team.size) {
+    const Places<1> places = {c, team.size};
     float p[IN_FLIGHT], q[IN_FLIGHT];
 #pragma unroll
     for (int j = 0; j < IN_FLIGHT; ++j) {
-      const i64 at = c + j * team.size;
-      p[j] = at < high ? widened(a[at * x.class_stride]) : beyond;
+      const i64 at = places.at(j);
+      p[j] = at < high ? widened(a[at * x.class_stride]) : beyond_a;
       q[j] = at < high ? widened(b[at * y.class_stride]) : beyond_b;
     }
-    visit(c, team.size, p, q);
+    visit(places, p, q);
   }
 }
 
@@ -146,19 +158,17 @@ template <class T> struct MapWriter {
   i64 stride, high;
   bool vectors;
 
-  template <int N> D void put(i64 c, int step, float (&v)[N]) const {
-    if (N == vector_of<T>::size && vectors) {
-      put_vector(c, v);
+  template <int W, int N> D void put(const Places<W> &places, float (&v)[N]) const {
+    if (W == vector_of<T>::size && vectors) {
+      store_vectors(row, places, v);
       return;
     }
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const i64 at = c + (i64)j * step;
+      const i64 at = places.at(j);
       if (at < high) narrow(v[j], row[at * stride]);
     }
   }
-  D void put_vector(i64 c, float (&v)[vector_of<T>::size]) const { store_vector(row + c, v); }
-  template <int N> D void put_vector(i64, float (&)[N]) const {}
 };
 
 template <class T> D MapWriter<T> writer_of(const Operand &o, i64 row, i64 k, const T *x, bool lines) {

@@ -1,0 +1,1006 @@
+"""What is special about arrays on a device: which bits come out, what waits, where things lie, what is refused.
+
+The shared tests run every case on the device as well (`device.py`). Here its arrays are given as they are. What is
+counted, and a second device, are those of the stand-in for CuPy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import itertools
+import math
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import cupy  # the stand-in, if `device` has put it there
+import numpy as np
+import pytest
+
+import device
+import entrokern as ek
+import fake_cupy
+import shim
+import test_outputs
+from cases import BY_NAME, FLOATS, NAMED, Case, call, operands
+from cuda_cases import TABLE
+from device import to_device, to_host
+from entrokern import _arrays
+from entrokern.cuda import launch, quantities, sources
+from entrokern.cuda.structures import dtype_of
+
+Host = np.ndarray[Any, Any]
+Results = dict[str, Any]  # of a call, by name
+Call = Callable[..., Any]
+
+stand_in = pytest.mark.skipif(device.REAL, reason="of the stand-in for CuPy")
+two_devices = pytest.mark.skipif(cupy.cuda.runtime.getDeviceCount() < 2, reason="there is one device")
+
+
+def given(value: Any) -> Any:
+    """A host array as one on the device; all else as it is."""
+    return to_device(value) if isinstance(value, np.ndarray) else value
+
+
+def prepared(case: Case, n: int, k: int, dtype: str, kind: str = "normal") -> tuple[list[Any], dict[str, Any]]:
+    """Operands and options of a case, on the device."""
+    args, options = operands(case, n, k, dtype, kind)
+    return [given(a) for a in args], {name: given(value) for name, value in options.items()}
+
+
+def logits(n: int, k: int, dtype: Any = np.float32, seed: int = 0) -> Host:
+    return np.random.default_rng(seed).normal(size=(n, k), scale=3).astype(dtype)
+
+
+def distributions(n: int, k: int, dtype: Any = np.float32, seed: int = 0) -> Host:
+    e = np.exp(logits(n, k, np.float64, seed))
+    return (e / e.sum(axis=1, keepdims=True)).astype(dtype)
+
+
+def labels(n: int, k: int) -> Host:
+    return np.random.default_rng(k).integers(0, k, size=n)
+
+
+def several(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def bits(array: Any) -> bytes:
+    return to_host(array).tobytes()
+
+
+# --- the same bits ---------------------------------------------------------------------------------------
+
+LENGTHS = (1, 3, 10, 100, 1000, 4099, 16384, 16385, 40000)
+N = 300
+PARTS = (slice(0, 1), slice(N - 1, N), slice(120, 122), slice(7, 44))
+
+
+def row_by_row(case: Case) -> Case:
+    """The case with a result for each row."""
+    reduces = "reduction" in inspect.signature(getattr(ek, case.function)).parameters
+    return case._replace(options={**case.options, "reduction": "none"}) if reduces else case
+
+
+def results_of(case: Case, args: list[Any], options: dict[str, Any], rows: slice = slice(None)) -> Results:
+    """The results of some rows, which lie where they lie among all rows."""
+    n = len(args[0])
+
+    def part(value: Any) -> Any:
+        return value[rows] if isinstance(value, cupy.ndarray) and len(value) == n else value
+
+    return call(case.function, [part(a) for a in args], {name: part(value) for name, value in options.items()})
+
+
+def assert_same(got: Results, want: Results, where: str, rows: Any = ...) -> None:
+    assert got.keys() == want.keys()
+    for name in want:
+        assert bits(got[name]) == to_host(want[name])[rows].tobytes(), f"{name}, {where}"
+
+
+LOSS_AND_GRADIENT = Case("", "score", ("logits", "labels"), {"outputs": ("loss", "lse", "grad")})
+
+
+@pytest.mark.parametrize("k", LENGTHS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_a_row_has_its_own_bits(monkeypatch: pytest.MonkeyPatch, dtype: str, k: int) -> None:
+    """Whatever comes with it, wherever it is, and however its work is shared."""
+    args, options = prepared(LOSS_AND_GRADIENT, N, k, dtype)
+    want = results_of(LOSS_AND_GRADIENT, args, options)
+    ways = {"few rows are few": quantities.FEW_ROWS, "no rows are few": 0, "all rows are few": N + 1}
+    for (way, few), order in itertools.product(ways.items(), (0, 1)):
+        monkeypatch.setattr(quantities, "FEW_ROWS", few)
+        monkeypatch.setattr(shim, "order", order)
+        for rows in PARTS:
+            got = results_of(LOSS_AND_GRADIENT, args, options, rows)
+            assert_same(got, want, f"rows {rows.start} to {rows.stop}, {way}, order {order}", rows)
+    assert_same(results_of(LOSS_AND_GRADIENT, args, options), want, "all rows are few, order 1")
+
+
+@pytest.mark.parametrize("case", [c for c in TABLE if c.function != "perplexity"], ids=lambda case: case.name)
+def test_a_row_of_every_case_has_its_own_bits(case: Case) -> None:
+    turn, case = TABLE.index(case), row_by_row(case)
+    for dtype, n, k in (
+        ("float32", N, LENGTHS[turn % 4]),
+        ("bfloat16", 70, LENGTHS[4 + turn % 2]),
+        (("float64", "float16")[turn % 2], 3, LENGTHS[5 + turn % 4]),
+    ):
+        args, options = prepared(case, n, k, dtype)
+        want = results_of(case, args, options)
+        for rows in (slice(n // 2, n // 2 + 1), slice(1, n - n // 3)):
+            assert_same(results_of(case, args, options, rows), want, f"{dtype}, k = {k}, {rows}", rows)
+
+
+@pytest.mark.parametrize("case", TABLE, ids=lambda case: case.name)
+def test_bits_are_the_same_again_and_in_any_order(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
+    turn = TABLE.index(case)
+    for dtype, n, k in (("float32", N, 33), (list(FLOATS)[turn % 4], 2, 20_000)):
+        args, options = prepared(case, n, k, dtype)
+        want = results_of(case, args, options)
+        assert_same(results_of(case, args, options), want, "again")
+        monkeypatch.setattr(shim, "order", 1 - shim.order)
+        assert_same(results_of(case, args, options), want, "the other order")
+
+
+# --- nothing waits, little is allocated, every kernel is used --------------------------------------------
+
+
+class Run(NamedTuple):
+    """What a call took."""
+
+    name: str
+    waits: int
+    memory: int  # bytes of the device beside the results
+    allowed: int
+    kernels: frozenset[str]
+
+
+def run(case: Case, n: int, k: int, dtype: str, layout: Callable[[Host], Host]) -> Run:
+    args, options = operands(case, n, k, dtype)
+    args = [given(layout(a)) for a in args]
+    options = {name: given(value) for name, value in options.items()}
+    fake_cupy.reset()
+    results = call(case.function, args, options)
+    waits, memory = fake_cupy.synchronisations, sum(fake_cupy.allocations) - sum(r.nbytes for r in results.values())
+    # Some numbers for each row, sums of blocks, and records of the segments of long rows; never a copy of an operand.
+    allowed = 64 * n + 4096
+    # Weights of classes (or elements: few) are there as float64, and perhaps in the type that is computed with.
+    weights = [v for o, v in options.items() if o in ("class_weight", "pos_weight", "sample_weight")]
+    allowed += sum(12 * w.size for w in weights if w.shape != (n,) and w.size <= _arrays.SMALL)
+    name = f"{case.name}, {dtype}, {n} x {k}, {layout.__name__}"
+    return Run(name, waits, memory, allowed, frozenset(shim.launches))
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[Run]:
+    """Every case of the table in every dtype, of rows in one piece and not, which are short, of moderate length, long."""
+    if device.REAL:
+        pytest.skip("of the stand-in for CuPy")
+    shapes = ((70, 3, np.asarray), (40, 300, np.asarray), (40, 300, np.asfortranarray))
+    found = [run(case, n, k, dtype, layout) for case in TABLE for dtype in FLOATS for n, k, layout in shapes]
+    return found + [run(case, 3, 20_000, dtype, np.asarray) for case in NAMED for dtype in FLOATS]
+
+
+def test_nothing_waits_for_the_device(runs: list[Run]) -> None:
+    assert not [r.name for r in runs if r.waits]
+
+
+def test_memory_is_that_of_the_results(runs: list[Run]) -> None:
+    assert not [(r.name, r.memory, r.allowed) for r in runs if r.memory > r.allowed]
+
+
+def test_every_kernel_is_reached(runs: list[Run]) -> None:
+    unreached = {*sources.KERNELS}.difference(*(r.kernels for r in runs))
+    assert not unreached
+
+
+@stand_in
+def test_only_what_asks_for_an_answer_waits() -> None:
+    x, y = to_device(logits(3, 4)), to_device(labels(3, 4))
+    for options in ({"validate": True}, {"on_empty": "raise", "ignore_index": 9}):
+        fake_cupy.reset()
+        ek.cross_entropy(x, y, **options)
+        assert fake_cupy.synchronisations > 0
+
+
+# --- arrays of others ------------------------------------------------------------------------------------
+
+
+class Foreign:
+    """An array of a library that says where it lies."""
+
+    def __init__(self, array: Any, read_only: bool = False) -> None:
+        self.array = array
+        where = {"data": (array.data.ptr, read_only), "stream": None}
+        self.__cuda_array_interface__ = array.__cuda_array_interface__ | where
+
+
+VIEWS: dict[str, Call] = {
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.T,
+    "backwards": lambda x: x[::-1, ::-1],
+    "with gaps": lambda x: x[::2, 1::3],
+    "one row for all": lambda x: cupy.broadcast_to(x[:1], x.shape),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("read_only", [False, True])
+def test_what_has_an_interface_is_read_where_it_lies(view: str, read_only: bool) -> None:
+    x = VIEWS[view](to_device(logits(60, 60)))
+    n, k = x.shape
+    y, weight = to_device(labels(n, k)), to_device(np.linspace(0, 1, n))
+    want = ek.cross_entropy(x, y, reduction="none", sample_weight=weight)
+    fake_cupy.reset()
+    there = [Foreign(a, read_only) for a in (x, y, weight)]
+    got = ek.cross_entropy(there[0], there[1], reduction="none", sample_weight=there[2])
+    assert type(got) is cupy.ndarray and got.device == x.device
+    assert bits(got) == bits(want)
+    assert fake_cupy.synchronisations == 0 and sum(fake_cupy.allocations) <= 64 * n
+
+
+@pytest.mark.parametrize("view", ["contiguous", "transposed", "backwards", "with gaps"])
+def test_what_has_an_interface_is_written_where_it_lies(view: str) -> None:
+    x = VIEWS[view](to_device(logits(60, 60)))
+    y = to_device(labels(*x.shape))
+    want_loss, want = ek.cross_entropy(x, y, reduction="none", return_grad=True)
+    out = cupy.empty(len(x), np.float32)
+    ek.cross_entropy(Foreign(x), y, reduction="none", out=Foreign(out), grad_out=Foreign(x))
+    assert bits(x) == bits(want) and bits(out) == bits(want_loss)
+
+
+@pytest.mark.xfail(strict=True, reason="the read-only flag of an interface is not looked at")
+def test_what_says_that_it_is_read_only_is_not_written() -> None:
+    x = to_device(logits(3, 4))
+    before = bits(x)
+    with pytest.raises(ValueError, match="out is read-only"):
+        ek.softmax(to_device(logits(3, 4)), out=Foreign(x, read_only=True))
+    assert bits(x) == before
+
+
+@pytest.fixture
+def torch(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module as PyTorch, as far as arrays are told apart by it."""
+
+    class Tensor:
+        __module__ = "torch"
+
+        def __init__(self, array: Any) -> None:
+            self.array = array
+            self.is_cuda = isinstance(array, cupy.ndarray)
+
+        def detach(self) -> Tensor:
+            return self
+
+    module: Any = types.ModuleType("torch")
+    module.Tensor = Tensor
+    monkeypatch.setitem(sys.modules, "torch", module)
+    return module
+
+
+def test_tensors_of_the_host_are_refused(torch: Any) -> None:
+    x, y = to_device(logits(3, 4)), to_device(labels(3, 4))
+    tensor = torch.Tensor(np.zeros((3, 4), np.float32))
+    with pytest.raises(TypeError, match=r"x is a \w*cupy ndarray and target is a torch Tensor"):
+        ek.cross_entropy(x, tensor)
+    with pytest.raises(TypeError, match=r"x is a torch Tensor and target is a \w*cupy ndarray"):
+        ek.cross_entropy(tensor, y)
+    with pytest.raises(TypeError, match="x is a torch Tensor, for which no backend is installed"):
+        ek.softmax(tensor)
+
+
+@stand_in
+def test_tensors_of_the_device_are_read_where_they_lie(monkeypatch: pytest.MonkeyPatch, torch: Any) -> None:
+    monkeypatch.setattr(cupy, "from_dlpack", lambda tensor: tensor.array, raising=False)
+    x, y = to_device(logits(3, 4)), to_device(labels(3, 4))
+    got = ek.cross_entropy(torch.Tensor(x), torch.Tensor(y), reduction="none")
+    assert type(got) is cupy.ndarray and bits(got) == bits(ek.cross_entropy(x, y, reduction="none"))
+
+
+HOST: Any = np.full((3, 4), 0.25, np.float32)
+THERE: Any = to_device(HOST.copy())
+MIXED: dict[str, tuple[Call, str]] = {
+    "target": (lambda: ek.cross_entropy(THERE, HOST), "x is a .* and target is a numpy ndarray"),
+    "x": (lambda: ek.cross_entropy(HOST, THERE), "x is a numpy ndarray and target is a .*cupy ndarray"),
+    "q": (lambda: ek.kl_divergence(THERE, HOST), "p is a .*cupy ndarray and q is a numpy ndarray"),
+    "class_weight": (lambda: ek.cross_entropy(THERE, THERE, class_weight=HOST[0]), "and class_weight is a numpy ndarray"),
+    "sample_weight": (lambda: ek.entropy(THERE, sample_weight=HOST[:, 0]), "and sample_weight is a numpy ndarray"),
+    "pos_weight": (lambda: ek.binary_cross_entropy(THERE, THERE, pos_weight=HOST), "and pos_weight is a numpy ndarray"),
+    "out": (lambda: ek.softmax(THERE, out=HOST), "x is a .*cupy ndarray and out is a numpy ndarray"),
+    "out of the device": (lambda: ek.softmax(HOST, out=THERE), "x is a numpy ndarray and out is a .*cupy ndarray"),
+    "grad_out": (lambda: ek.score(THERE, THERE, grad_out=HOST), "and grad_out is a numpy ndarray"),
+    "hess_out": (lambda: ek.cross_entropy(HOST, HOST, hess_out=THERE), "x is a numpy ndarray and hess_out is a .*cupy"),
+    "a pair": (lambda: ek.kl_divergence(THERE, THERE, grad_out=(THERE, HOST)), r"and grad_out\[q\] is a numpy ndarray"),
+    "a list as q": (lambda: ek.kl_divergence(THERE, HOST.tolist()), "p is a .*cupy ndarray, but q a list; make both"),
+    "a list as p": (lambda: ek.js_divergence(HOST.tolist(), THERE), "q is a .*cupy ndarray, but p a list; make both"),
+    "a list as x": (lambda: ek.cross_entropy(HOST.tolist(), THERE), "target is a .*, but x a list; make both"),
+    "a list as log_q": (lambda: ek.kl_estimate(THERE, HOST.tolist()), "log_p is a .*, but log_q a list; make both"),
+    "a list as out": (lambda: ek.softmax(THERE, out=[0.0]), "out is a list; pass a CuPy array of shape"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", MIXED)
+def test_arrays_of_two_libraries_are_refused(what: str) -> None:
+    compute, message = MIXED[what]
+    with pytest.raises(TypeError, match=message):
+        compute()
+    assert (HOST == 0.25).all() and (to_host(THERE) == 0.25).all()
+
+
+LISTS: dict[str, Call] = {
+    "labels": lambda made: ek.cross_entropy(THERE, made([0, 3, 1])),
+    "distributions": lambda made: ek.cross_entropy(THERE, made(HOST.tolist())),
+    "one-hot": lambda made: ek.cross_entropy(THERE, made(np.eye(4, dtype=bool)[:3].tolist())),
+    "class_weight": lambda made: ek.cross_entropy(THERE, THERE, class_weight=made([1, 2, 0, 0.5])),
+    "sample_weight": lambda made: ek.entropy(THERE, sample_weight=made([1.0, 2.0, 0.0]), reduction="mean"),
+    "binary targets": lambda made: ek.binary_cross_entropy(THERE, made([[0, 1, 1, 0]] * 3)),
+    "pos_weight": lambda made: ek.binary_cross_entropy(THERE, THERE, pos_weight=made([1, 2, 3, 4])),
+}
+
+
+@pytest.mark.parametrize("what", LISTS)
+def test_lists_beside_arrays(what: str) -> None:
+    got = LISTS[what](lambda values: values)
+    assert type(got) is cupy.ndarray
+    assert bits(got) == bits(LISTS[what](lambda values: to_device(np.array(values))))
+
+
+def test_numbers_beside_arrays() -> None:
+    row = THERE[0]
+    assert bits(ek.cross_entropy(row, 2, reduction="none")) == bits(ek.cross_entropy(THERE, [2, 2, 2]))
+    got = ek.binary_cross_entropy(THERE, THERE, pos_weight=3)
+    assert bits(got) == bits(ek.binary_cross_entropy(THERE, THERE, pos_weight=[3.0] * 4))
+
+
+def test_integers_are_computed_as_float64() -> None:
+    x = to_device(np.arange(12).reshape(3, 4))
+    assert bits(ek.softmax(x)) == bits(ek.softmax(x.astype(np.float64)))
+
+
+# --- devices ---------------------------------------------------------------------------------------------
+
+ELSEWHERE = pytest.mark.xfail(strict=True, reason="the host half converts weights and results on the current device")
+
+
+def _stays_behind(case: Case) -> bool:
+    each = case.function == "binary_cross_entropy" and "element weights" in case.arrays.values()
+    return case.function == "perplexity" or each or bool({"class_weight", "pos_weight"} & case.arrays.keys())
+
+
+def on_second(value: Any) -> Any:
+    with cupy.cuda.Device(1):
+        return cupy.asarray(value) if isinstance(value, np.ndarray) else value
+
+
+SECOND: Any = on_second(HOST) if cupy.cuda.runtime.getDeviceCount() > 1 else None
+
+
+@two_devices
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=c.name, marks=ELSEWHERE if _stays_behind(c) else ()) for c in NAMED]
+)
+def test_a_call_runs_where_its_arrays_are(case: Case) -> None:
+    for n, k in ((5, 7), (2, 20_000), (0, 4)):
+        args, options = operands(case, n, k, "float32")
+        fake_cupy.reset()
+        there = [on_second(a) for a in args], {name: on_second(value) for name, value in options.items()}
+        results = call(case.function, *there)
+        assert cupy.cuda.Device().id == 0
+        assert {r.device.id for r in results.values()} == {1}
+        assert device.REAL or {*fake_cupy.launched_on} <= {1}
+        assert_same(results, call(case.function, *prepared(case, n, k, "float32")), f"{n} x {k}")
+
+
+ON_SECOND: dict[str, Call] = {
+    "labels": lambda: ek.cross_entropy(SECOND, on_second(np.zeros(3, np.int64)), validate=True),
+    "binary targets": lambda: ek.binary_cross_entropy(SECOND, on_second(np.zeros((3, 4), np.int64)), validate=True),
+    "distributions": lambda: ek.entropy(SECOND, validate=True),
+    "elements": lambda: ek.information(SECOND, validate=True),
+    "integers": lambda: ek.softmax(on_second(np.zeros((3, 4), np.int32))),
+}
+
+
+@two_devices
+@pytest.mark.xfail(strict=True, reason="the host half looks at arrays on the current device")
+@pytest.mark.parametrize("what", ON_SECOND)
+def test_checks_run_where_the_arrays_are(what: str) -> None:
+    assert ON_SECOND[what]().device.id == 1
+
+
+@two_devices
+@pytest.mark.xfail(strict=True, reason="what has an interface is copied to the current device")
+def test_what_has_an_interface_is_used_where_it_is() -> None:
+    there = Foreign(on_second(HOST))
+    ek.softmax(SECOND, out=there)
+    assert bits(there.array) == bits(ek.softmax(THERE))
+    assert ek.softmax(there).device.id == 1
+
+
+APART: dict[str, Call] = {
+    "labels": lambda: ek.cross_entropy(THERE, on_second(np.zeros(3, np.int64))),
+    "distributions": lambda: ek.cross_entropy(THERE, SECOND),
+    "q": lambda: ek.kl_divergence(THERE, SECOND),
+    "binary targets": lambda: ek.binary_cross_entropy(THERE, SECOND),
+    "log_q": lambda: ek.kl_estimate(THERE, SECOND),
+    "sample_weight": lambda: ek.entropy(THERE, sample_weight=SECOND[:, 0]),
+    "class_weight": lambda: ek.cross_entropy(THERE, THERE, class_weight=SECOND[0]),
+    "pos_weight": lambda: ek.binary_cross_entropy(THERE, THERE, pos_weight=SECOND),
+    "out": lambda: ek.softmax(THERE, out=SECOND),
+    "grad_out": lambda: ek.cross_entropy(THERE, THERE, grad_out=SECOND),
+    "a pair": lambda: ek.kl_divergence(THERE, THERE, grad_out=(SECOND, cupy.empty((3, 4), np.float32))),
+}
+UNCHECKED = {"class_weight", "pos_weight", "out", "grad_out", "a pair"}
+NOT_NAMED = pytest.mark.xfail(strict=True, reason="weights and outputs are not asked for their device")
+
+
+@two_devices
+@pytest.mark.parametrize("what", [pytest.param(what, marks=NOT_NAMED if what in UNCHECKED else ()) for what in APART])
+def test_arrays_of_two_devices_are_refused(what: str) -> None:
+    with pytest.raises(ValueError, match="GPU 1, x on GPU 0"):
+        APART[what]()
+
+
+# --- targets and weights out of range --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize("k", [1, 7, 300, 20_000])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_labels_out_of_range_make_their_rows_nan(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, k: int, few: bool
+) -> None:
+    monkeypatch.setattr(quantities, "FEW_ROWS", 100 if few else 0)
+    n, rows = 8, [1, 4, 7]
+    x, y = to_device(logits(n, k, FLOATS[dtype])), labels(n, k)
+    spoilt = y.copy()
+    spoilt[rows] = [k, -1, -(2**63)]
+    outputs = ("loss", "lse", "log_prob", "entropy", "argmax", "rank", "max_prob", "grad", "hess")
+    good, bad = (ek.score(x, to_device(t), outputs=outputs) for t in (y, spoilt))
+    for name in outputs:
+        want, got = to_host(getattr(good, name)), to_host(getattr(bad, name))
+        others = np.delete(np.arange(n), rows) if name in ("loss", "log_prob", "rank", "grad", "hess") else np.arange(n)
+        assert got[others].tobytes() == want[others].tobytes(), name
+    for name in ("loss", "log_prob", "grad", "hess"):
+        assert np.isnan(to_host(getattr(bad, name))[rows].astype(np.float32)).all(), name
+    assert to_host(bad.rank)[rows].tolist() == [-1] * 3
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"softcap": 5.0}, {"form": "probs"}])
+def test_labels_out_of_range_of_every_kernel(options: dict[str, Any]) -> None:
+    x = to_device(distributions(5, 33))
+    y = labels(5, 33)
+    want = ek.cross_entropy(x, to_device(y), reduction="none", return_grad=True, **options)
+    y[2] = 33
+    got = ek.cross_entropy(x, to_device(y), reduction="none", return_grad=True, **options)
+    others = [0, 1, 3, 4]
+    for value, expected in zip(got, want, strict=True):
+        assert np.isnan(to_host(value)[2]).all()
+        assert to_host(value)[others].tobytes() == to_host(expected)[others].tobytes()
+    assert np.isnan(to_host(ek.cross_entropy(x, to_device(y), **options)))
+    assert np.isfinite(to_host(ek.cross_entropy(x, to_device(y), ignore_index=33, **options)))
+
+
+@pytest.mark.parametrize("axis", [None, -1])
+def test_binary_targets_out_of_range_are_nan(axis: int | None) -> None:
+    x, t = to_device(logits(6, 33)), np.random.default_rng(0).integers(0, 2, size=(6, 33)).astype(np.uint8)
+    options: dict[str, Any] = {"axis": axis, "reduction": "none", "return_grad": True, "return_hess": True}
+    want = ek.binary_cross_entropy(x, to_device(t), **options)
+    t[2, 5] = 255
+    got = ek.binary_cross_entropy(x, to_device(t), **options)
+    for value, expected in zip(got, want, strict=True):
+        bad = np.zeros(value.shape, bool)
+        bad[(2, 5) if axis is None else 2] = True
+        value, expected = to_host(value), to_host(expected)
+        assert np.isnan(value[bad]).all() and value[~bad].tobytes() == expected[~bad].tobytes()
+
+
+@pytest.mark.parametrize("label", [7, -1, -100, 2**40])
+def test_validate_names_the_lowest_row(label: int) -> None:
+    x, y = to_device(logits(6, 7)), labels(6, 7)
+    y[[3, 5]] = label, -7
+    y = to_device(y)
+    out, grad = cupy.full((), 7, np.float32), cupy.full((6, 7), 7, np.float32)
+    with pytest.raises(
+        IndexError, match=rf"label {label} of row 3 is out of range for k = 7 classes \(0 to 6\)"
+    ) as error:
+        ek.cross_entropy(x, y, out=out, grad_out=grad, validate=True)
+    assert ("pass `ignore_index=-100`" in str(error.value)) == (label == -100)
+    before = bits(x)
+    with pytest.raises(IndexError, match="row 3 "):
+        ek.score(x, y, grad_out=x, validate=True)
+    with pytest.raises(IndexError, match="row 3 "):
+        ek.perplexity(x, y, validate=True)
+    with pytest.raises(IndexError, match=r"row \(1, 1\) "):
+        ek.cross_entropy(x.reshape(3, 2, 7), y.reshape(3, 2), validate=True)
+    assert bits(x) == before
+    assert (to_host(out) == 7).all() and (to_host(grad) == 7).all()
+
+
+def test_validate_names_the_lowest_binary_target() -> None:
+    x, t = to_device(logits(3, 5)), np.zeros((3, 5), np.int64)
+    t[1, 4] = t[2, 0] = 255
+    grad = cupy.full((3, 5), 7, np.float32)
+    for axis in (None, -1):
+        with pytest.raises(IndexError, match=r"target 255 at row \(1, 4\) is out of range"):
+            ek.binary_cross_entropy(x, to_device(t), axis=axis, grad_out=grad, validate=True)
+    assert (to_host(grad) == 7).all()
+
+
+@pytest.mark.parametrize("weight", [-1.0, np.nan, np.inf])
+def test_class_weights_are_looked_at_when_asked(weight: float) -> None:
+    x, y = to_device(logits(5, 4)), to_device(np.array([0, 1, 2, 3, 1]))
+    weights = to_device(np.array([1, 2, weight, 1.0]))
+    loss = to_host(ek.cross_entropy(x, y, class_weight=weights, reduction="none"))
+    assert np.isfinite(loss[[0, 1, 3, 4]]).all()
+    with pytest.raises(ValueError, match=r"class_weight\[2\] = .*; class weights must be finite and 0 or greater"):
+        ek.cross_entropy(x, y, class_weight=weights, validate=True)
+
+
+# --- in place --------------------------------------------------------------------------------------------
+
+
+def one_for_each(x: Any) -> Any:
+    """Labels of rows."""
+    return to_device(labels(*x.shape))
+
+
+def beside(x: Any) -> Any:
+    """Distributions, or fractions, for the same rows."""
+    return to_device(distributions(*x.shape, x.dtype, seed=3))
+
+
+IN_PLACE: dict[str, Call] = {
+    "labels": lambda x, **o: ek.cross_entropy(x, one_for_each(x), reduction="none", **o),
+    "labels, mean": lambda x, **o: ek.cross_entropy(x, one_for_each(x), **o),
+    "smoothed": lambda x, **o: ek.cross_entropy(x, one_for_each(x), label_smoothing=0.1, **o),
+    "distributions": lambda x, **o: ek.cross_entropy(x, beside(x), reduction="none", **o),
+    "entropy": lambda x, **o: ek.entropy(x, form="logits", **o),
+    "entropy of probs": lambda x, **o: ek.entropy(x, form="probs", **o),
+    "elements": lambda x, **o: ek.binary_cross_entropy(x, beside(x), **o),
+    "summed rows": lambda x, **o: ek.binary_cross_entropy(x, beside(x), axis=-1, **o),
+    "kl by q": lambda x, **o: ek.kl_divergence(beside(x), x, q_form="logits", **o),
+}
+SHAPES = ((300, 1), (70, 7), (5, 300), (2, 20_000))
+
+
+def framed(values: Host) -> tuple[Host, Host]:
+    """`values` in every other row of a larger array, backwards, and the array."""
+    n, k = values.shape
+    frame = np.full((2 * n, k + 3), 7, values.dtype)
+    view = frame[::-2, 1 : k + 1]
+    view[...] = values
+    return view, frame
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("function", IN_PLACE)
+def test_a_gradient_takes_the_place_of_its_operand(function: str, dtype: str) -> None:
+    compute = IN_PLACE[function]
+    for n, k in SHAPES:
+        make = distributions if function == "entropy of probs" else logits
+        x = make(n, k, FLOATS[dtype], 1)
+        view, frame = framed(x)
+        for place in (x, view):
+            there = to_device(place)
+            asked = {"return_grad": "q"} if "kl" in function else {"return_grad": True}
+            want = compute(there, **asked)
+            got = compute(there, grad_out=there)
+            assert got[1] is there
+            assert bits(there) == bits(want[1]) and bits(got[0]) == bits(want[0]), f"{n} x {k}, {place.strides}"
+        if not device.REAL:
+            frame[::-2, 1 : k + 1] = 7
+            assert (frame == 7).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("function", ["softmax", "log_softmax", "information"])
+def test_a_map_takes_the_place_of_its_operand(function: str, dtype: str) -> None:
+    for n, k in SHAPES:
+        x = distributions(n, k, FLOATS[dtype], 1)
+        for place in (x, framed(x)[0]):
+            there = to_device(place)
+            want = getattr(ek, function)(there)
+            assert getattr(ek, function)(there, out=there) is there
+            assert bits(there) == bits(want), f"{n} x {k}, {place.strides}"
+
+
+@pytest.mark.parametrize("form", ["logits", "probs"])
+@pytest.mark.parametrize("function", ["kl_divergence", "js_divergence"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_both_gradients_take_the_places_of_their_operands(dtype: str, function: str, form: str) -> None:
+    compute = getattr(ek, function)
+    options = {"p_form": form, "q_form": form, "reduction": "mean"}
+    for n, k in SHAPES:
+        p, q = (to_device(distributions(n, k, FLOATS[dtype], seed)) for seed in (0, 1))
+        want = compute(p, q, return_grad="both", **options)
+        got = compute(p, q, grad_out=(p, q), **options)
+        assert got[1] is p and got[2] is q
+        assert [bits(g) for g in got] == [bits(w) for w in want], f"{n} x {k}"
+
+
+# Arrays of the device are never read-only, and masked ones do not exist there.
+OF_THE_HOST = {"out masked", "out read-only"}
+
+
+@stand_in
+@pytest.mark.parametrize("case", [case for case in test_outputs.REFUSED if case not in OF_THE_HOST])
+def test_outputs_are_refused_as_on_the_host(case: str) -> None:
+    compute, error, message = test_outputs.REFUSED[case]
+    with ek.use_backend("cuda"), pytest.raises(error, match=message.replace("NumPy", "CuPy")):
+        compute()
+
+
+# --- one number for all rows -----------------------------------------------------------------------------
+
+
+def reduced(n: int, **options: Any) -> Call:
+    return lambda **more: ek.cross_entropy(to_device(logits(n, 5)), to_device(labels(n, 5)), **options, **more)
+
+
+NOTHING_COUNTS: dict[str, Call] = {
+    "no rows": reduced(0),
+    "weights 0": reduced(3, sample_weight=[0, 0, 0]),
+    "class weights 0": reduced(3, class_weight=[0] * 5),
+    "ignored": lambda **o: ek.cross_entropy(to_device(logits(2, 5)), [-100, -100], ignore_index=-100, **o),
+    "no elements": lambda **o: ek.binary_cross_entropy(to_device(logits(0, 5)), to_device(logits(0, 5)), **o),
+    "elements ignored": lambda **o: ek.binary_cross_entropy(to_device(logits(1, 2)), [[7, 7]], ignore_index=7, **o),
+    "summed rows ignored": lambda **o: ek.binary_cross_entropy(
+        to_device(logits(1, 2)), [[7, 7]], ignore_index=7, axis=-1, **o
+    ),
+}
+
+
+@pytest.mark.parametrize("how", NOTHING_COUNTS)
+def test_when_nothing_counts(how: str) -> None:
+    compute = NOTHING_COUNTS[how]
+    for options in ({}, {"return_grad": True}):
+        for on_empty, value in (("nan", np.nan), ("zero", 0.0)):
+            loss, *grad = several(compute(on_empty=on_empty, **options))
+            assert type(loss) is cupy.ndarray and (loss.shape, loss.dtype) == ((), np.float32)
+            np.testing.assert_equal(float(loss), value)
+            assert not any(to_host(g).any() for g in grad)
+        with pytest.raises(ValueError, match="no row counts: the mean's denominator is 0"):
+            compute(on_empty="raise", **options)
+    assert float(compute(reduction="sum", on_empty="raise")) == 0
+    grad = cupy.full_like(compute(return_grad=True)[1], 7)
+    with pytest.raises(ValueError, match="no row counts"):
+        compute(on_empty="raise", grad_out=grad)
+    assert (to_host(grad) == 7).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("n", [1, 1000, 40_000])
+def test_reductions_are_of_the_rows(dtype: str, n: int) -> None:
+    x, y = logits(n, 3, FLOATS[dtype]), np.where(np.arange(n) % 5 == 3, -100, labels(n, 3))
+    weight = np.linspace(0, 2, n) + 0.5
+    there, options = (to_device(x), to_device(y)), {"sample_weight": to_device(weight), "ignore_index": -100}
+    rows = to_host(ek.cross_entropy(*there, reduction="none", **options))
+    wide = np.dtype(np.float64 if dtype == "float64" else np.float32)
+    total, count = math.fsum(rows.astype(float)), math.fsum(weight[y >= 0])
+    for reduction, want in (("sum", total), ("mean", total / count)):
+        got = ek.cross_entropy(*there, reduction=reduction, **options)
+        assert type(got) is cupy.ndarray and (got.shape, got.dtype) == ((), wide)
+        np.testing.assert_allclose(float(got), want, rtol=float(np.finfo(wide).eps))
+        out = cupy.empty((), wide)
+        assert ek.cross_entropy(*there, reduction=reduction, out=out, **options) is out and bits(out) == bits(got)
+    perplexity = ek.perplexity(*there, **options)
+    assert type(perplexity) is cupy.ndarray and (perplexity.shape, perplexity.dtype) == ((), wide)
+    np.testing.assert_allclose(float(perplexity), math.exp(total / count), rtol=4 * float(np.finfo(wide).eps))
+
+
+def test_a_mean_of_many_rows_is_right_to_the_last_bit() -> None:
+    """A sum in float32 would be off in the fourth digit."""
+    n = 200_000
+    x, y = to_device(logits(n, 3)), to_device(labels(n, 3))
+    rows = to_host(ek.cross_entropy(x, y, reduction="none"))
+    got = float(ek.cross_entropy(x, y))
+    assert abs(got - math.fsum(rows.astype(float)) / n) <= np.spacing(np.float32(got))
+    elements = to_host(ek.binary_cross_entropy(x, x.astype(np.float32) * 0, reduction="none"))
+    got = float(ek.binary_cross_entropy(x, x * 0))
+    want = math.fsum(elements.astype(float).ravel()) / elements.size
+    assert abs(got - want) <= np.spacing(np.float32(got))
+
+
+# --- layouts ---------------------------------------------------------------------------------------------
+
+
+def many_axes(values: Host) -> Host:
+    """Rows, 32 of them, along five axes of a larger array, of which no two lie in memory like one."""
+    view = np.full((4,) * 5 + (values.shape[-1],), 99).astype(values.dtype)[(slice(None, None, 2),) * 5]
+    view[...] = values.reshape(view.shape)
+    assert len(_arrays.merged_axes(view.shape[:-1], view.strides[:-1])[0]) == 5
+    return view
+
+
+def turned(values: Host) -> Host:
+    """The same with all axes in the opposite order in memory, and all of them backwards."""
+    view = many_axes(values)
+    frame = np.empty(view.shape[::-1], view.dtype).T[(slice(None, None, -1),) * view.ndim]
+    frame[...] = view
+    return frame
+
+
+OF_ROWS = pytest.mark.xfail(strict=True, reason="labels and weights of rows are looked at without their last axis")
+
+
+@pytest.mark.parametrize("layout", [many_axes, turned])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("ce dense grad", "bce weights", "entropy logits", "kl probs logits", "softmax", "information"),
+        *(pytest.param(name, marks=OF_ROWS) for name in ("ce labels hess", "ce smoothed", "bce rows", "score labels")),
+    ],
+)
+def test_more_axes_than_kernels_know(name: str, dtype: str, layout: Call) -> None:
+    case = BY_NAME[name]
+    args, options = operands(case, 32, 21, dtype)
+
+    def placed(value: Any) -> Any:
+        if not isinstance(value, np.ndarray) or len(value) != 32:
+            return value
+        return layout(value) if value.ndim == 2 else layout(value[:, None])[..., 0]
+
+    want = call(case.function, [given(a) for a in args], {o: given(v) for o, v in options.items()})
+    there = [given(placed(a)) for a in args], {o: given(placed(v)) for o, v in options.items()}
+    got = call(case.function, *there)
+    eps = 2.0**-7 if dtype == "bfloat16" else 2.0**-21
+    for output, value in want.items():
+        value = to_host(value).astype(float)
+        np.testing.assert_allclose(to_host(got[output]).astype(float).reshape(value.shape), value, rtol=eps, atol=eps)
+
+
+@pytest.mark.parametrize("layout", [many_axes, turned])
+def test_outputs_along_more_axes_than_kernels_know(layout: Call) -> None:
+    x, y = logits(32, 21), labels(32, 21)
+    want = ek.cross_entropy(to_device(x), to_device(y), reduction="none", return_grad=True, return_hess=True)
+    places = [layout(np.zeros((32, k), np.float32)) for k in (1, 21, 21)]
+    out, grad, hess = to_device(places[0][..., 0]), to_device(places[1]), to_device(places[2])
+    shape = places[1].shape
+    got = ek.cross_entropy(
+        to_device(x.reshape(shape)),
+        to_device(y.reshape(shape[:-1])),
+        reduction="none",
+        out=out,
+        grad_out=grad,
+        hess_out=hess,
+    )
+    for value, place, expected in zip(got, (out, grad, hess), want, strict=True):
+        assert value is place and bits(value) == bits(expected)
+    there = to_device(layout(x))
+    ek.cross_entropy(there, to_device(y.reshape(shape[:-1])), reduction="none", grad_out=there)
+    np.testing.assert_allclose(to_host(there).reshape(32, 21), to_host(want[1]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_pictures(dtype: str, axis: int) -> None:
+    """The classes of NCHW arrays lie apart, and those of Fortran's order too."""
+    shape = [2, 3, 4, 5]
+    shape[axis] = 37
+    x = logits(1, math.prod(shape), FLOATS[dtype]).reshape(shape)
+    flat = np.moveaxis(x, axis, -1)
+    y = labels(math.prod(flat.shape[:-1]), 37)
+    want = ek.cross_entropy(to_device(flat.reshape(-1, 37)), to_device(y), reduction="none", return_grad=True)
+    eps = float(np.finfo(np.float32).eps) if x.itemsize == 4 else {2: 2.0**-7, 8: 2.0**-50}[x.itemsize]
+    for place in (x, np.asfortranarray(x), x[::-1].copy()[::-1]):
+        there = to_device(place), to_device(y.reshape(flat.shape[:-1]))
+        loss, grad = ek.cross_entropy(*there, axis=axis, reduction="none", return_grad=True)
+        assert grad.shape == x.shape
+        np.testing.assert_allclose(to_host(loss).ravel(), to_host(want[0]), rtol=1e-5)
+        got = np.moveaxis(to_host(grad), axis, -1).reshape(-1, 37).astype(float)
+        np.testing.assert_allclose(got, to_host(want[1]).astype(float), rtol=8 * eps, atol=8 * eps)
+
+
+@pytest.mark.parametrize("q_form", ["logits", "probs"])
+@pytest.mark.parametrize("p_form", ["logits", "probs"])
+def test_one_reference_row_for_all(p_form: str, q_form: str) -> None:
+    p, q = distributions(40, 300), distributions(1, 300, seed=1)[0]
+    options: dict[str, Any] = {"p_form": p_form, "q_form": q_form, "return_grad": "both"}
+    want = ek.kl_divergence(to_device(p), to_device(np.tile(q, (40, 1))), **options)
+    fake_cupy.reset()
+    got = ek.kl_divergence(to_device(p), to_device(q), **options)
+    assert device.REAL or sum(fake_cupy.allocations) - sum(g.nbytes for g in got) < q.nbytes
+    for value, expected in zip(got, want, strict=True):
+        assert value.shape == expected.shape
+        np.testing.assert_allclose(to_host(value), to_host(expected), rtol=1e-5, atol=1e-6)
+
+
+# --- what is missing -------------------------------------------------------------------------------------
+
+EXTRA = r"pip install 'entrokern\[cuda13\]'"
+
+
+def test_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = Foreign(to_device(logits(3, 4)))
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(RuntimeError, match=rf"x \(a test_cuda Foreign\) lies in a GPU's memory, .*{EXTRA}") as error:
+        ek.softmax(x)
+    assert "\n" not in str(error.value)
+
+
+def raising(error: Exception) -> Any:
+    """A module that does not come to compile, and one that fails at the first kernel."""
+
+    class Early:
+        def __init__(self, **options: Any) -> None:
+            raise error
+
+    class Late:
+        def __init__(self, **options: Any) -> None: ...
+
+        def get_function(self, name: str) -> Any:
+            raise error
+
+    return Early, Late
+
+
+class NVRTCError(RuntimeError): ...
+
+
+class CompileException(Exception): ...
+
+
+NO_NVRTC = (
+    ImportError("libnvrtc.so.13: cannot open shared object file: No such file or directory"),
+    RuntimeError("CuPy failed to load libnvrtc.so.13: OSError: libnvrtc.so.13: cannot open shared object file"),
+    NVRTCError("7: initialization failed"),
+)
+OTHERWISE = (
+    CompileException("nvrtc: error: identifier 'x' is undefined"),
+    RuntimeError("out of memory"),
+    ImportError("libcudart.so.13: cannot open shared object file"),
+)
+
+
+@pytest.mark.parametrize("error", NO_NVRTC, ids=repr)
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    x = to_device(logits(3, 4))
+    monkeypatch.setattr(launch, "_functions", {})
+    for module in raising(error):
+        monkeypatch.setattr(cupy, "RawModule", module)
+        with pytest.raises(
+            RuntimeError, match=rf"the compiler of CUDA kernels \(NVRTC\) is not there: {EXTRA}"
+        ) as raised:
+            ek.softmax(x)
+        assert raised.value.__cause__ is error and "\n" not in str(raised.value)
+    monkeypatch.undo()
+    assert ek.softmax(x).shape == (3, 4)
+
+
+@pytest.mark.parametrize("error", OTHERWISE, ids=repr)
+def test_other_errors_of_a_compiler_are_shown(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    x = to_device(logits(3, 4))
+    monkeypatch.setattr(launch, "_functions", {})
+    for module in raising(error):
+        monkeypatch.setattr(cupy, "RawModule", module)
+        with pytest.raises(type(error)) as raised:
+            ek.softmax(x)
+        assert raised.value is error
+
+
+@stand_in
+def test_kernels_are_compiled_once_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(launch, "_functions", {})
+    module = cupy.RawModule
+
+    def noted(*, code: str, options: tuple[str, ...]) -> Any:
+        compiled.append((cupy.cuda.Device().id, code))
+        return module(code=code, options=options)
+
+    monkeypatch.setattr(cupy, "RawModule", noted)
+    for k in (3, 3, 100, 7, 20_000):
+        ek.softmax(to_device(logits(2, k)))
+        ek.softmax(on_second(logits(2, k)))
+    assert len(compiled) == len({*compiled}) and {place for place, _ in compiled} == {0, 1}
+
+
+def test_a_backend_takes_the_arrays_of_its_library() -> None:
+    with (
+        ek.use_backend("cuda"),
+        pytest.raises(TypeError, match=r"use_backend\('cuda'\) is in force, .* numpy arrays came"),
+    ):
+        ek.softmax(HOST)
+    for name in ("reference", "cpu"):
+        with (
+            ek.use_backend(name),
+            pytest.raises(TypeError, match=rf"use_backend\('{name}'\) is in force, .* cupy arrays came"),
+        ):
+            ek.softmax(THERE)
+    with ek.use_backend("cuda"):
+        assert bits(ek.softmax(THERE)) == bits(ek.softmax(THERE))
+
+
+def test_cupy_is_not_imported_before_it_is_needed() -> None:
+    code = """
+import sys
+
+class Spy:
+    def find_spec(self, name, path=None, target=None):
+        assert name.partition(".")[0] not in ("cupy", "cupy_backends"), name
+
+sys.meta_path.insert(0, Spy())
+import entrokern as ek
+ek.use_backend("reference")
+ek.cross_entropy([[0.0, 1.0]], [1])
+ek.backends()
+print("cupy" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
+
+
+# --- structures ------------------------------------------------------------------------------------------
+
+STRUCTURES = """
+typedef long long i64;
+struct Small {
+  int a;
+  double b;
+};
+struct Inner {
+  int first;      // a hole of 4 bytes follows
+  void *pointer;
+  Small of_struct; i64 shape[3], one;
+};
+struct Arguments {
+  float f;
+  Inner x, y;  // two of another struct
+  const double *weights, *more;  // null: none
+  int flag; // one; with a semicolon in the comment
+  i64 n, k[2];
+  const void *anything;
+  Inner many[2];
+  int flags[3];
+  double options[7];
+  float last;
+};
+"""
+
+
+def places(dtype: np.dtype[Any], prefix: str = "") -> dict[str, tuple[int, int]]:
+    """Offset and size of each member of a structure, and of the members of those."""
+    found: dict[str, tuple[int, int]] = {}
+    for name in dtype.names or ():
+        member, start = dtype.fields[name][:2]  # type: ignore[index]
+        found[prefix + name] = start, member.itemsize
+        inner = member.subdtype[0] if member.subdtype else member
+        first = f"{prefix}{name}[0]" if member.subdtype else prefix + name
+        found |= {key: (start + at, size) for key, (at, size) in places(inner, first + ".").items()}
+    return found
+
+
+@pytest.mark.parametrize("family", [None, *sources.FAMILIES])
+def test_structures_lie_as_the_compiler_lays_them(family: str | None) -> None:
+    text = STRUCTURES if family is None else sources.family_source(family)
+    dtype = dtype_of("Arguments", text) if family is None else sources.arguments_of(family)
+    members = places(dtype)
+    found = ", ".join(f"__builtin_offsetof(Arguments, {m}), sizeof(((Arguments *)nullptr)->{m})" for m in members)
+    text += f'\nextern "C" {{ __attribute__((visibility("default"))) unsigned long long found[] = {{{found}}}; }}\n'
+    library = shim.compiled(text, [], sanitize=False, name=f"structures-{family}")
+    got = (ctypes.c_ulonglong * 2 * len(members)).in_dll(library, "found")
+    assert {name: tuple(place) for name, place in zip(members, got, strict=True)} == members
+    assert ctypes.c_size_t.in_dll(library, "arguments_bytes").value == dtype.itemsize
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        ("unsigned n", "there is no struct unsigned"),
+        ("long long n", "'long n' is no member"),
+        ("Missing x", "there is no struct Missing"),
+        ("int table[2][3]", r"'table\[2\]\[3\]' is no member"),
+        ("int shape[AXES]", r"'shape\[AXES\]' is no member"),
+        ("int **pointers", r"'\*\*pointers' is no member"),
+        ("int flag : 1", "'flag : 1' is no member"),
+    ],
+)
+def test_unknown_members_are_refused(member: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dtype_of("Arguments", f"struct Arguments {{\n  int n;\n  {member};\n}};")
+    with pytest.raises(ValueError, match="there is no struct Arguments"):
+        dtype_of("Arguments", "struct Other {\n  int n;\n};")
