@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import hypothesis
 import pytest
 
-import device  # noqa: F401: before the tests, which keep the functions that it wraps
+import device  # before the tests, which keep the functions that it wraps
 import entrokern as ek
 from entrokern._dispatch import BACKENDS
 
@@ -24,6 +24,17 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("entrokern")
 
 WORST = pytest.StashKey[dict[tuple[str, str], dict[str, tuple[float, str]]]]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what runs on the CUDA backend, and skip it where that cannot run."""
+    absent = device.absent()
+    for item in items:
+        called = getattr(item, "callspec", None)
+        if "cuda" in (called.params.values() if called else ()) or item.path.name.startswith("test_cuda"):
+            item.add_marker(pytest.mark.gpu)
+            if absent:
+                item.add_marker(pytest.mark.skip(reason=absent))
 
 
 @pytest.fixture(params=list(ek.backends()))

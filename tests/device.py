@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -22,6 +23,20 @@ if not REAL:
     import fake_cupy
 
     fake_cupy.install()
+
+
+
+def absent() -> str:
+    """Why the CUDA backend cannot run here; empty if it can."""
+    if not REAL:
+        return "" if shutil.which("g++") else "no g++, which compiles the CUDA source for the CPU: apt-get install g++"
+    try:
+        import cupy
+
+        return "" if cupy.cuda.runtime.getDeviceCount() else "no GPU"
+    except Exception as error:  # whatever is missing: CuPy, the driver, the device
+        return f"no GPU: {type(error).__name__}: {error}"
+
 
 FUNCTIONS = (
     "information", "entropy", "cross_entropy", "binary_cross_entropy", "kl_divergence", "js_divergence",

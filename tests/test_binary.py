@@ -41,7 +41,7 @@ def agree(got: Any, x: Array, t: Array, options: dict[str, Any], where: str = ""
 
 
 def same_numbers(backend: str, got: Array, want: Array) -> None:
-    """The same bits; on a device, where a layout or a type of targets may have a kernel of its own, the same numbers."""
+    """The same bits; on a device, where a layout or a type of targets may have a kernel of its own, nearly."""
     if backend == "cuda":
         np.testing.assert_allclose(got, want, rtol=4e-6, atol=1e-7)
     else:

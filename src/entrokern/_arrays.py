@@ -176,6 +176,14 @@ def broadcast_against(name: str, value: Any, shape: tuple[int, ...]) -> Array | 
         raise ValueError(f"{name} of shape {array.shape} does not broadcast against x of shape {shape}") from None
 
 
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any], of: Array) -> Array:
+    """A new array of the library, and on the device, of `of`."""
+    if type(of) is np.ndarray:
+        return np.empty(shape, dtype)
+    result: Array = _device.empty(shape, dtype, of)
+    return result
+
+
 def output(
     name: str, given: Any, shape: tuple[int, ...], dtypes: Iterable[np.dtype[Any]], of: Array, *, alike: bool = False
 ) -> Array:
@@ -225,6 +233,16 @@ def addresses(array: Any) -> Array:
     """`array`, or what NumPy can compare of one in a GPU's memory: where it lies."""
     where: Array = _device.addresses(_device.asarray("", array)) if _device.is_device_array(array) else array
     return where
+
+
+def may_overlap(a: Array, b: Array) -> bool:
+    """Whether the memory that `a` and `b` lie in has a part in common."""
+    if type(a) is np.ndarray or not (a.flags.c_contiguous and b.flags.c_contiguous):
+        return bool(np.may_share_memory(addresses(a), addresses(b)))
+    first: Any = a
+    second: Any = b
+    start, other = first.data.ptr, second.data.ptr
+    return bool(start < other + b.nbytes and other < start + a.nbytes)
 
 
 def overlap(a: Array, b: Array) -> bool:

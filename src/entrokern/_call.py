@@ -50,7 +50,7 @@ class Call:
     rows: dict[str, Array] = field(default_factory=dict)  # row results asked for, by name
     maps: dict[str, Array] = field(default_factory=dict)  # (n, k) results asked for, by name
     map_scale: float = 1.0  # gradients are of the value returned: 1 / denominator for a mean
-    prepared: Callable[[Call], float] | None = None  # what a backend made ready for this call and those like it
+    prepared: Callable[..., Any] | None = None  # what a backend made ready for this call and those like it
 
     @property
     def k(self) -> int:

@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from . import _dispatch
+from . import _arrays, _device, _dispatch
 from ._arrays import Array
 from ._call import Call, Job, counts_every_row, execute
 
@@ -64,6 +64,9 @@ def _key(args: tuple[Any, ...], options: Mapping[str, Any], arrays: list[Array])
         if kind is np.ndarray:
             arrays.append(value)
             key += (value.dtype, value.shape, value.strides, value.flags.num)
+        elif _device.is_cupy_array(value):
+            arrays.append(value)
+            key += (value.dtype, value.shape, value.strides, value.data.device_id)
         elif kind in VALUES or (kind is tuple and all(type(v) is str for v in value)):
             key += (kind, value)  # the type too: True is no 1
         else:
@@ -109,11 +112,13 @@ class Plan:
     def may_overlap(self, arrays: list[Array]) -> bool:
         """Whether an array given for a result may share memory with another, which is for the checks to judge."""
         return bool(self._given) and any(
-            np.may_share_memory(arrays[i], other) for i in self._given for j, other in enumerate(arrays) if i != j
+            _arrays.may_overlap(arrays[i], other) for i in self._given for j, other in enumerate(arrays) if i != j
         )
 
     def run(self, arrays: list[Array]) -> Any:
-        outputs = [np.empty(shape, dtype) if at is None else arrays[at] for shape, dtype, at in self._outputs]
+        outputs = [
+            _arrays.empty(shape, dtype, arrays[0]) if at is None else arrays[at] for shape, dtype, at in self._outputs
+        ]
         call = Call(self._quantity, *self._operands((*arrays, None)), *self._options)
         call.rows = {name: outputs[i] for name, i in self._rows.items()}
         call.maps = {name: outputs[i] for name, i in self._maps.items()}

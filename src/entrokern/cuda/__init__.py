@@ -12,4 +12,7 @@ def execute(call: Call, reduction: str, on_empty: str, result: Any) -> None:
     """Write every output of `call`, and into `result` the reduced loss, without waiting for the device."""
     x: Any = call.x
     with x.device:  # kernels, workspaces and streams are those of the current device: the array's own
-        Execution(call, reduction, on_empty, result).run()
+        if call.prepared is not None:
+            call.prepared(call, result)
+        else:
+            Execution(call, reduction, on_empty, result).run()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import cupy
-import numpy as np
 
-from .sources import BLOCK, KERNELS, source
+from .sources import KERNELS, source
 
 OPTIONS = ("-std=c++17",)
 NO_COMPILER = (
@@ -34,6 +33,6 @@ def function(name: str) -> Any:
     return found
 
 
-def launch(name: str, blocks: int, arguments: np.ndarray[Any, Any]) -> None:
-    """Run a kernel on CuPy's current stream; kernels walk on to what lies beyond the blocks that there are."""
-    function(name)((min(max(blocks, 1), MOST_BLOCKS),), (BLOCK,), (arguments,))
+def grid_of(blocks: int) -> int:
+    """As many blocks as there may be; kernels walk on to what lies beyond."""
+    return min(max(blocks, 1), MOST_BLOCKS)

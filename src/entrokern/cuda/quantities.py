@@ -14,7 +14,8 @@ import numpy as np
 from .. import _arrays
 from .._call import Call, can_be, counts_every_row, raise_empty
 from .arguments import CODES, arguments, fill_operand, fits
-from .launch import launch
+from .launch import function, grid_of
+from .replay import Launch, Replay
 from .sources import BLOCK, CHUNK, SEGMENT, TOTALS_ROWS, softmax_name
 
 LOG2E = 1.4426950408889634
@@ -44,7 +45,10 @@ class Execution:
     def __init__(self, call: Call, reduction: str, on_empty: str, result: Any) -> None:
         self.call, self.reduction, self.on_empty, self.result = call, reduction, on_empty, result
         self.device: Any = call.x.device
-        self._kept: list[Any] = []  # workspaces: until the last launch is queued (CuPy's pool knows the stream)
+        self._kept: list[Any] = []  # what was made for this call alone, until its last launch is queued
+        self._workspaces: list[Any] = []
+        self._launches: list[Launch] = []
+        self._repeatable = call.class_weight is None and not (reduction == "mean" and on_empty == "raise")
         self._copies: list[tuple[Any, Any]] = []  # outputs that kernels cannot write in place, and their stand-ins
         self.repairing = False  # whether the careful kernels do only what the fast ones have left to them
         self._total: Any = None  # what a mean's gradient is multiplied by, as float64 and as float32
@@ -63,6 +67,14 @@ class Execution:
             self._run_rows()
         for out, stand_in in self._copies:
             out[...] = stand_in
+        if self._repeatable and not self._copies:
+            call.prepared = Replay(call, self.result, self._workspaces, self._launches)
+
+    def launch(self, name: str, blocks: int, record: Any) -> None:
+        """Run a kernel on CuPy's current stream."""
+        step = Launch(name, grid_of(blocks), record.copy())
+        self._launches.append(step)
+        function(name)((step.blocks,), (BLOCK,), (step.arguments,))
 
     def _run_empty(self) -> None:
         if self.result is not None:
@@ -75,10 +87,12 @@ class Execution:
     def on_device(self, array: Any) -> Any:
         """`array` on the device, in an order that kernels can follow."""
         if isinstance(array, np.ndarray):
-            array = cupy.asarray(array)
+            array, self._repeatable = cupy.asarray(array), False
         elif array.device != self.device:
             raise ValueError(f"an operand lies on GPU {array.device.id}, x on GPU {self.device.id}; bring them to one")
-        return self._keep(array if fits(array) else cupy.ascontiguousarray(array))
+        if not fits(array):
+            array, self._repeatable = cupy.ascontiguousarray(array), False
+        return self._keep(array)
 
     def writable(self, out: Any) -> Any:
         if fits(out):
@@ -92,7 +106,8 @@ class Execution:
         return array
 
     def workspace(self, count: int, dtype: Any = np.float64) -> Any:
-        return self._keep(cupy.empty((count,), dtype))
+        self._workspaces.append(cupy.empty((count,), dtype))
+        return self._workspaces[-1]
 
     def operand(self, record: Any, name: str, array: Any) -> None:
         if array is not None:
@@ -131,7 +146,7 @@ class Execution:
         elif self._losses is not None and call.sample_weight is not None:
             record = self._totals_record()
             fill_operand(record["losses"][0], self._losses.reshape(-1, 1))
-            launch("totals_weigh_rows", -(-call.n_rows // BLOCK), record)
+            self.launch("totals_weigh_rows", -(-call.n_rows // BLOCK), record)
 
     def _result_dtype(self) -> np.dtype[Any]:
         call = self.call
@@ -172,7 +187,7 @@ class Execution:
             record = self._totals_record()
             record["factors"], record["factors_dtype"] = factors.data.ptr, CODES[dtype.name]
             record["total"] = 0 if self._total is None else self._total.data.ptr
-            launch("totals_factors_of_rows", -(-self.call.n_rows // BLOCK), record)
+            self.launch("totals_factors_of_rows", -(-self.call.n_rows // BLOCK), record)
             self._factors[dtype] = factors
         return self._factors[dtype]
 
@@ -200,22 +215,30 @@ class Execution:
     def _reduce(self, losses: Any) -> None:
         """The weighted sum (or mean) of `losses` into the result; without them, what a mean divides by."""
         record = self._totals_record()
-        blocks = -(-self.call.n_rows // TOTALS_ROWS)
-        record["partial"] = self.workspace(2 * blocks).data.ptr
         if losses is not None:
             fill_operand(record["losses"][0], losses.reshape(-1, 1))
-        launch("totals_sum_rows", blocks, record)
-        self._reduce_partial(record, blocks, losses is not None)
+        blocks = -(-self.call.n_rows // TOTALS_ROWS)
+        self._ask_for_total(record, to_result=losses is not None)
+        if blocks > 1:
+            record["partial"] = self.workspace(2 * blocks).data.ptr
+        self.launch("totals_sum_rows", blocks, record)
+        if blocks > 1:
+            self._reduce_blocks(record, blocks)
+        self._check_not_empty()
 
-    def _reduce_partial(self, record: Any, blocks: int, to_result: bool) -> None:
-        record["blocks"] = blocks
+    def _ask_for_total(self, record: Any, to_result: bool) -> None:
         record["mean"], record["on_empty_zero"] = self.reduction == "mean", self.on_empty == "zero"
         if self._total is None:
             self._total = self.workspace(2)
         record["total"], record["total32"] = self._total.data.ptr, self._total.data.ptr + 8
         if to_result:
             record["result"], record["result_dtype"] = self.result.data.ptr, CODES[self.result.dtype.name]
-        launch("totals_sum_blocks", 1, record)
+
+    def _reduce_blocks(self, record: Any, blocks: int) -> None:
+        record["blocks"] = blocks
+        self.launch("totals_sum_blocks", 1, record)
+
+    def _check_not_empty(self) -> None:
         if self.reduction == "mean" and self.on_empty == "raise" and float(self._total[0]) == 0:
             raise_empty()
 
@@ -251,11 +274,13 @@ class Execution:
         if summed:
             blocks = min(blocks, MOST_SUMMING_BLOCKS)
             record["partial"] = self.workspace(2 * blocks).data.ptr
-        launch("elements_each_element", blocks, record)
+        self.launch("elements_each_element", blocks, record)
         if summed:
             totals = arguments("totals")
             totals["partial"] = record["partial"]
-            self._reduce_partial(totals, blocks, with_outputs)
+            self._ask_for_total(totals, to_result=with_outputs)
+            self._reduce_blocks(totals, blocks)
+            self._check_not_empty()
 
 
 def _set_ignored(record: Any, call: Call) -> None:
@@ -358,18 +383,18 @@ def _softmax_launches(run: Execution, rows: dict[str, Any], maps: dict[str, Any]
     for name, out in rows.items():
         record[name] = out.data.ptr
     if call.k <= SEGMENT or call.n_rows >= FEW_ROWS:
-        launch(softmax_name(dtype, level, writes), blocks_for(call.n_rows, team), record)
+        run.launch(softmax_name(dtype, level, writes), blocks_for(call.n_rows, team), record)
         return
     parts = -(-call.k // SEGMENT)
     record["parts"], record["mode"] = parts, PARTS_OF_ROWS
     record["records"] = run.workspace(call.n_rows * parts * RECORD_BYTES, np.uint8).data.ptr
-    launch(softmax_name(dtype, level, "NO_MAPS"), call.n_rows * parts, record)
+    run.launch(softmax_name(dtype, level, "NO_MAPS"), call.n_rows * parts, record)
     record["mode"] = FROM_PARTS
-    launch(softmax_name(dtype, level, "NO_MAPS"), call.n_rows * parts, record)
+    run.launch(softmax_name(dtype, level, "NO_MAPS"), call.n_rows * parts, record)
     if maps:
         for name in rows:
             record[name] = 0
-        launch(softmax_name(dtype, level, writes), call.n_rows * parts, record)
+        run.launch(softmax_name(dtype, level, writes), call.n_rows * parts, record)
 
 
 # --- fast kernels of two operands: what they leave out as NaN is for the careful kernels -------------------
@@ -405,7 +430,7 @@ def _two_operands(run: Execution, family: str, kernel: str, x: Any, y: Any, grad
         run.gradient_factors(record, np.float32)
         run.output(record, "grad", grad)
     name = f"{kernel}_{x.dtype.name}" + ("" if grad is None else "_maps")
-    launch(name, blocks_for(call.n_rows, team), record)
+    run.launch(name, blocks_for(call.n_rows, team), record)
 
 
 def _tables(run: Execution, quantity: str) -> None:
@@ -462,7 +487,7 @@ def _distributions_record(run: Execution) -> Any:
 
 def _launch_distributions(run: Execution, name: str, record: Any) -> None:
     record["team"] = team = team_size(run.call.k, 4)
-    launch(f"distributions_{name}", blocks_for(run.call.n_rows, team), record)
+    run.launch(f"distributions_{name}", blocks_for(run.call.n_rows, team), record)
 
 
 def _careful_cross_entropy(run: Execution) -> None:
@@ -553,11 +578,13 @@ def _binary_elements(run: Execution) -> bool:
     if call.total:
         blocks = min(blocks, MOST_SUMMING_BLOCKS)
         record["partial"] = run.workspace(2 * blocks).data.ptr
-    launch(name, blocks, record)
+    run.launch(name, blocks, record)
     if call.total:
         totals = arguments("totals")
         totals["partial"], totals["twofold"] = record["partial"], 1
-        run._reduce_partial(totals, blocks, True)
+        run._ask_for_total(totals, to_result=True)
+        run._reduce_blocks(totals, blocks)
+        run._check_not_empty()
     return True
 
 
@@ -570,7 +597,7 @@ def _binary_rows(run: Execution) -> None:
     name, record = found
     fill_operand(record["loss"][0], _losses_of(run).reshape(-1, 1))
     run.gradient_factors(record, np.float32)
-    launch(name, blocks_for(call.n_rows, int(record["team"][0])), record)
+    run.launch(name, blocks_for(call.n_rows, int(record["team"][0])), record)
 
 
 def _summed_rows(run: Execution, with_maps: bool = True) -> None:
@@ -587,7 +614,7 @@ def _summed_rows(run: Execution, with_maps: bool = True) -> None:
         run.gradient_factors(record, np.float64)
         run.output(record, "grad", call.maps.get("grad"))
         run.output(record, "hess", call.maps.get("hess"))
-    launch("elements_summed_rows", blocks_for(call.n_rows, team), record)
+    run.launch("elements_summed_rows", blocks_for(call.n_rows, team), record)
 
 
 RUNNERS = {

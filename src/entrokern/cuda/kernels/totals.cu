@@ -34,7 +34,22 @@ D double class_weight_of(const Arguments &a, i64 row) {
   return label >= 0 && label < a.k ? a.class_weight[label] : limits<double>::nan();
 }
 
-// Σ s·loss and Σ s·w_y of a block's rows
+// What is asked for of both sums
+D void finish(const Arguments &a, double total, double weight) {
+  if (a.total) *a.total = weight == 0 ? 0.0 : 1 / weight;  // nothing counts: no gradient
+  if (a.total32) *a.total32 = (float)(weight == 0 ? 0.0 : 1 / weight);
+  if (a.result) {
+    double value = total;
+    if (a.mean) value = weight != 0 ? total / weight : a.on_empty_zero ? 0.0 : limits<double>::nan();
+    if (a.result_dtype == FLOAT64) {
+      *(double *)a.result = value;
+    } else {
+      *(float *)a.result = (float)value;
+    }
+  }
+}
+
+// Σ s·loss and Σ s·w_y of a block's rows; if there is no other block, that is all
 D void sum_rows(const Arguments &a) {
   const Team block = {BLOCK, (int)threadIdx.x};
   Sums<2> sums;
@@ -47,7 +62,10 @@ D void sum_rows(const Arguments &a) {
     sums.add(1, s * class_weight_of(a, row));
   }
   sums = joined_by(block, sums);
-  if (threadIdx.x == 0) {
+  if (threadIdx.x != 0) return;
+  if (gridDim.x == 1) {
+    finish(a, sums.value(0), sums.value(1));
+  } else {
     a.partial[2 * blockIdx.x] = sums.value(0);
     a.partial[2 * blockIdx.x + 1] = sums.value(1);
   }
@@ -69,19 +87,7 @@ D void sum_blocks(const Arguments &a) {
     }
   }
   sums = joined_by(block, sums);
-  if (threadIdx.x != 0) return;
-  const double total = sums.value(0), weight = sums.value(1);
-  if (a.total) *a.total = weight == 0 ? 0.0 : 1 / weight;  // nothing counts: no gradient
-  if (a.total32) *a.total32 = (float)(weight == 0 ? 0.0 : 1 / weight);
-  if (a.result) {
-    double value = total;
-    if (a.mean) value = weight != 0 ? total / weight : a.on_empty_zero ? 0.0 : limits<double>::nan();
-    if (a.result_dtype == FLOAT64) {
-      *(double *)a.result = value;
-    } else {
-      *(float *)a.result = (float)value;
-    }
-  }
+  if (threadIdx.x == 0) finish(a, sums.value(0), sums.value(1));
 }
 
 // What the gradients of rows are multiplied by: the weights, and a mean's share
