@@ -26,6 +26,7 @@ from entrokern import _dispatch, _options
 from entrokern.score import OUTPUTS
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))  # whose `device` brings NumPy arrays to the CUDA backend
 PAGES = (ROOT / "README.md", ROOT / "docs" / "design.md")
 RESULTS = ROOT / "bench" / "results"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -118,7 +119,9 @@ def agrees(call: Callable[[], Any], backend: str) -> bool:
 
 
 def function_table() -> str:
-    backends = [name for name, entry in _dispatch.BACKENDS.items() if entry.library == "numpy"]
+    import device  # noqa: F401 (it wraps the functions)
+
+    backends = list(_dispatch.BACKENDS)
     rows = []
     for name in quantities():
         forms = forms_of(name)
@@ -264,11 +267,19 @@ def corner_table() -> str:
 # --- files ----------------------------------------------------------------------------------------
 
 
+def first_comment(text: str) -> str:
+    """The first paragraph of a CUDA source."""
+    lines = itertools.takewhile(lambda line: line.startswith("// "), text.splitlines())
+    return " ".join(line.removeprefix("// ") for line in lines)
+
+
 def file_table() -> str:
     package = ROOT / "src" / "entrokern"
     rows = []
-    for path in sorted(package.rglob("*.py"), key=lambda p: (len(p.relative_to(package).parts), p)):
-        words = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    paths = [path for end in ("*.py", "*.cuh", "*.cu") for path in package.rglob(end)]
+    for path in sorted(paths, key=lambda p: (len(p.relative_to(package).parts), p)):
+        text = path.read_text(encoding="utf-8")
+        words = (ast.get_docstring(ast.parse(text)) or "") if path.suffix == ".py" else first_comment(text)
         rows.append([f"`{path.relative_to(package)}`", words.split("\n\n")[0].replace("\n", " ")])
     return markdown(["src/entrokern/", "what it is"], rows)
 

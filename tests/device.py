@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -23,7 +24,6 @@ if not REAL:
     import fake_cupy
 
     fake_cupy.install()
-
 
 
 def absent() -> str:
@@ -115,3 +115,13 @@ for _name in FUNCTIONS:
 def checked(backend: str) -> dict[str, bool]:
     """What makes `backend` raise for integer targets out of range: on a device they are NaN unless one asks."""
     return {"validate": True} if backend == "cuda" else {}
+
+
+if __name__ == "__main__":
+    x, y = np.random.default_rng(0).normal(size=(256, 1000)).astype(np.float32), np.arange(256)
+    with ek.use_backend("cuda"):
+        ek.cross_entropy(x, y)
+        begun = time.perf_counter()
+        loss = ek.cross_entropy(x, y)
+        seconds = time.perf_counter() - begun
+    print(f"256 rows of 1000 classes: loss {float(loss):.6f} in {1e3 * seconds:.1f} ms")

@@ -97,7 +97,7 @@ def _kernels() -> list[Kernel]:
             for kind, Y in (("", T), ("_bytes", "unsigned char")):
                 for of in ("elements", "rows"):
                     expression = f"binary_{of}<{T}, {Y}, {spelled(maps)}>"
-                    held = 1 if of == "elements" and maps else 2
+                    held = 1 if maps else 2
                     kernels.append(Kernel(f"binary_{of}{kind}_{end}", "binary", expression, BLOCK, held))
     return kernels + [
         Kernel(f"{family}_{name}", family, name, BLOCK, 2) for family, names in plain.items() for name in names

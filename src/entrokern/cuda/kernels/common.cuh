@@ -111,16 +111,21 @@ D uint4 packed(const double *, const double (&v)[2]) {
   u64 a = (u64)__double_as_longlong(v[0]), b = (u64)__double_as_longlong(v[1]);
   return make_uint4((unsigned)a, (unsigned)(a >> 32), (unsigned)b, (unsigned)(b >> 32));
 }
+// Two at once: newer machines have an instruction for it.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+D unsigned pair_of(float low, float high, float16) { unsigned r; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
+D unsigned pair_of(float low, float high, bfloat16) { unsigned r; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
+#else
+template <class T> D unsigned pair_of(float low, float high, T) {
+  T a, b;
+  narrow(low, a);
+  narrow(high, b);
+  return (unsigned)a.bits | (unsigned)b.bits << 16;
+}
+#endif
 template <class T> D uint4 packed(const T *, const float (&v)[8]) {
-  unsigned words[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    T low, high;
-    narrow(v[2 * i], low);
-    narrow(v[2 * i + 1], high);
-    words[i] = (unsigned)low.bits | (unsigned)high.bits << 16;
-  }
-  return make_uint4(words[0], words[1], words[2], words[3]);
+  const T type = {0};
+  return make_uint4(pair_of(v[0], v[1], type), pair_of(v[2], v[3], type), pair_of(v[4], v[5], type), pair_of(v[6], v[7], type));
 }
 
 // 16 bytes at once, and past the caches: what is written is not read again. (Assigned, they would be stored in four parts.)
@@ -128,9 +133,14 @@ template <class T, class C> D void store_vector(T *p, const C (&v)[vector_of<T>:
 
 // Which classes an array of numbers belongs to: WIDTH side by side at a time, `apart` from one such group to the next.
 template <int WIDTH> struct Places {
-  i64 first, apart;
+  i64 first;
+  int apart;
 
-  D i64 at(int j) const { return first + (i64)(j / WIDTH) * apart + j % WIDTH; }
+  D int offset(int j) const { return j / WIDTH * apart + j % WIDTH; }
+  D i64 at(int j) const { return first + offset(j); }
+
+  // The offset of a class, or -1 where it is out of reach of any.
+  D int find(i64 c) const { return c >= first && c - first < (1 << 30) ? (int)(c - first) : -1; }
 };
 
 // The same of all vectors of an array of numbers, to their places in a row.
@@ -267,7 +277,7 @@ D void sweep_line(const T *row, i64 low, i64 high, const Team &team, Visit &visi
     for (int j = 0; j < IN_FLIGHT; j += GROUP) {
       C values[GROUP * N];
       unpack_vectors(u, j, row, values);
-      visit(Places<N>{first + ((i64)i + j * team.size) * N, (i64)team.size * N}, values);
+      visit(Places<N>{first + ((i64)i + j * team.size) * N, team.size * N}, values);
     }
     i += step;
   }

@@ -121,9 +121,9 @@ template <int MAPS, class C> D RowMap<C> map_of(const Arguments &a, i64 row, con
 }
 
 // The true class gives -(Σ of the others' p), and never p - 1.
-template <class C> D C gradient_value(const RowMap<C> &p, C v, i64 c) {
+template <class C> D C gradient_value(const RowMap<C> &p, C v, bool of_label) {
   const C e = exp2_of((v - p.m) * p.scale) * p.inv_Z;
-  return (c == p.label ? -(v == p.m ? p.rest : 1 - e) : e) * p.factor;
+  return (of_label ? -(v == p.m ? p.rest : 1 - e) : e) * p.factor;
 }
 
 template <class C> D C hessian_value(const RowMap<C> &p, C v) {
@@ -161,9 +161,10 @@ template <class T, int MAPS, class C> struct Write {
   template <int W, int N> D void operator()(const Places<W> &places, C (&v)[N]) const {
     if (a.map.data) {
       C out[N];
+      const int label = places.find(p.label);
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        const C value = MAPS == GRADIENTS ? gradient_value(p, v[j], places.at(j)) : distribution_value(p, a.map_kind, v[j]);
+        const C value = MAPS == GRADIENTS ? gradient_value(p, v[j], places.offset(j) == label) : distribution_value(p, a.map_kind, v[j]);
         out[j] = p.filled ? p.fill : value;
       }
       put_all(a.map, map_start, places, out);

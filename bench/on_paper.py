@@ -1,0 +1,102 @@
+"""What the CUDA kernels can reach on an H100, on paper: python bench/on_paper.py prints docs/gpu.md's table.
+
+For each operation: the bytes that a class moves, and what the machine code of the kernel's loops spends on it
+(`tests/cubin.py`): in the shortest turn of each loop, which leaves out what some rows or some calls need, and in all
+of its code, which counts ways that exclude each other. The larger of the times of memory and arithmetic bounds the
+share of the copy bandwidth.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import cubin
+
+# An H100 SXM: multiprocessors × instructions (of a warp's lanes) and special functions a clock × the boost clock; what
+# a copy reaches of its 3.35 TB/s, in bytes a second.
+INSTRUCTIONS, SPECIAL, COPY = 132 * 128 * 1.755e9, 132 * 16 * 1.755e9, 3.0e12
+
+
+class Operation(NamedTuple):
+    """What is done, the kernel that does it, 16-byte loads for as many classes as one holds, and bytes for a class."""
+
+    name: str
+    kernel: str
+    loads: int
+    bytes: int
+    target: float | None = None
+
+
+OPERATIONS = (
+    Operation("CE, float32", "softmax_float32", 1, 4, 0.92),
+    Operation("CE, bfloat16", "softmax_bfloat16", 1, 2, 0.92),
+    Operation("CE + gradient, float32", "softmax_float32_maps", 1, 8, 0.88),
+    Operation("CE + gradient, bfloat16", "softmax_bfloat16_maps", 1, 4, 0.88),
+    Operation("score, all rows, float32", "softmax_float32_full", 1, 4),
+    Operation("score, all rows, bfloat16", "softmax_bfloat16_full", 1, 2),
+    Operation("softmax, float32", "softmax_float32_distributions", 1, 8),
+    Operation("CE, dense target, float32", "soft_target_float32", 2, 8, 0.85),
+    Operation("CE, dense target, bfloat16", "soft_target_bfloat16", 2, 4, 0.85),
+    Operation("CE, dense target + gradient, float32", "soft_target_float32_maps", 2, 12),
+    Operation("KL, logits, float32", "softmax_pair_float32", 2, 8, 0.85),
+    Operation("KL, logits, bfloat16", "softmax_pair_bfloat16", 2, 4, 0.85),
+    Operation("KL, logits + gradient, float32", "softmax_pair_float32_maps", 2, 12),
+    Operation("KL, probs, float32", "table_kl_float32", 2, 8, 0.9),
+    Operation("KL, probs, bfloat16", "table_kl_bfloat16", 2, 4, 0.9),
+    Operation("JS, probs, float32", "table_js_float32", 2, 8),
+    Operation("entropy, probs, float32", "table_entropy_float32", 1, 4),
+    Operation("BCE, float32", "binary_elements_float32", 2, 8, 0.88),
+    Operation("BCE, uint8 targets, float32", "binary_elements_bytes_float32", 1, 5, 0.88),
+    Operation("BCE + gradient, float32", "binary_elements_float32_maps", 2, 12),
+)
+
+
+def spent(operation: Operation, of: str) -> tuple[float, float]:
+    """Instructions and special functions for a class, over all sweeps: of the `least` turn of loops, or their `mix`."""
+    instructions = special = 0.0
+    for loop in loops_of(operation):
+        classes = cubin.elements_of(loop, operation.kernel) / operation.loads
+        mix = getattr(loop, of)
+        instructions += sum(mix.values()) / classes
+        special += sum(n for op, n in mix.items() if op.startswith("MUFU")) / classes
+    return instructions, special
+
+
+def loops_of(operation: Operation) -> list[cubin.Loop]:
+    loops = cubin.hot_loops(cubin.code(operation.kernel))
+    # Elements have one sweep; a second loop is the other way to read their targets.
+    return loops[:1] if operation.kernel.startswith("binary") else loops
+
+
+def main() -> None:
+    cubin.begin((operation.kernel, cubin.HOPPER) for operation in OPERATIONS)
+    columns = ("operation", "bytes", "sweeps", "instructions", "special functions", "memory, ps", "arithmetic, ps")
+    header = (*columns, "share at most", "target")
+    lines = [header, ("---",) * len(header)]
+    for operation in OPERATIONS:
+        memory = operation.bytes / COPY
+        both = [spent(operation, of) for of in ("least", "mix")]
+        times = [max(instructions / INSTRUCTIONS, special / SPECIAL) for instructions, special in both]
+        shares = [min(1.0, memory / time) for time in times]
+        lines.append(
+            (
+                *(operation.name, str(operation.bytes), str(len(loops_of(operation)))),
+                *(span([pair[i] for pair in both], digits) for i, digits in ((0, 0), (1, 1))),
+                *(f"{1e12 * memory:.2f}", span([1e12 * time for time in times], 2), span(shares, 2)),
+                "" if operation.target is None else f"{operation.target}",
+            )
+        )
+    print("\n".join("| " + " | ".join(line) + " |" for line in lines))
+
+
+def span(values: list[float], digits: int) -> str:
+    ends = [f"{value:.{digits}f}" for value in values]
+    return ends[0] if ends[0] == ends[1] else " … ".join(ends)
+
+
+if __name__ == "__main__":
+    main()
