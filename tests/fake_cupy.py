@@ -16,6 +16,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,11 @@ Stream.null = Stream(null=True)
 
 def get_current_stream() -> Stream:
     return getattr(_current, "stream", Stream.null)
+
+
+def _pointer_attributes(pointer: int) -> SimpleNamespace:
+    memory = next((m for m in _memories if m.ptr <= pointer < m.ptr + max(m.size, 1)), None)
+    return SimpleNamespace(device=_device() if memory is None else memory.device_id)
 
 
 def _get_device_count() -> int:
@@ -900,6 +906,7 @@ def _modules() -> dict[str, types.ModuleType]:
         getDevice=_device,
         setDevice=lambda device: Device(device).use(),
         getDeviceCount=_get_device_count,
+        pointerGetAttributes=_pointer_attributes,
         driverGetVersion=lambda: 13000,
         runtimeGetVersion=lambda: 13000,
         deviceSynchronize=_synchronise,

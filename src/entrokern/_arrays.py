@@ -203,12 +203,13 @@ def output(
         raise TypeError(f"{name} is a {type(given).__name__}; pass a {library} array of shape {shape}, dtype {allowed}")
     if is_masked(given):
         raise TypeError(f"{name} is a {type(given).__name__}; pass a NumPy array of shape {shape}, dtype {allowed}")
+    read_only = _device.is_read_only(given) if on_device else not given.flags.writeable
     given = asarray(name, given) if on_device else given
     if given.shape != shape:
         raise ValueError(f"{name} has shape {given.shape}; the result has shape {shape}")
     if given.dtype not in dtypes:
         raise TypeError(f"{name} has dtype {given.dtype}; allowed: {allowed}")
-    if not on_device and not given.flags.writeable:
+    if read_only:
         raise ValueError(f"{name} is read-only; pass a writeable array")
     if (
         0 in given.strides

@@ -35,13 +35,34 @@ def asarray(name: str, value: Any) -> Any:
     """`value` as a CuPy array over the same memory."""
     if is_cupy_array(value):
         return value
+    with device_of(value, name):
+        import cupy
+
+        if hasattr(value, "detach"):  # a torch tensor, perhaps bfloat16, which the interface has no name for
+            return cupy.from_dlpack(value.detach())
+        return cupy.asarray(value)
+
+
+def device_of(value: Any, name: str = "an array") -> Any:
+    """CuPy's device that `value` lies on: as a context, what is current."""
+    if is_cupy_array(value):
+        return value.device
     try:
         import cupy
     except ImportError:
         raise RuntimeError(NO_CUPY.format(name=f"{name} (a {type(value).__module__} {type(value).__name__})")) from None
-    if hasattr(value, "detach"):  # a torch tensor, perhaps bfloat16, which the interface has no name for
-        return cupy.from_dlpack(value.detach())
-    return cupy.asarray(value)
+    if hasattr(value, "detach"):
+        return cupy.cuda.Device(value.__dlpack_device__()[1])
+    pointer = value.__cuda_array_interface__["data"][0]
+    # Of no elements, and nowhere.
+    return cupy.cuda.Device(cupy.cuda.runtime.pointerGetAttributes(pointer).device) if pointer else cupy.cuda.Device()
+
+
+def is_read_only(value: Any) -> bool:
+    """Whether an array says of itself that it must not be written; CuPy's never do."""
+    return not is_cupy_array(value) and bool(
+        getattr(value, "__cuda_array_interface__", {"data": (0, False)})["data"][1]
+    )
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any], of: Any) -> Any:

@@ -91,7 +91,19 @@ def library_of(**arrays: Any) -> str:
             if not LIBRARIES[library](arrays[other]):
                 came = f"{name} is {_described(arrays[name])}, but {other} a {type(arrays[other]).__name__}"
                 raise TypeError(f"{came}; make both arrays of one library")
+        _refuse_two_devices(arrays)
     return library
+
+
+def _refuse_two_devices(arrays: dict[str, Any]) -> None:
+    lie = {name: _device.device_of(array, name).id for name, array in arrays.items() if _device.is_device_array(array)}
+    first = next(iter(lie))
+    for name, device in lie.items():
+        if device != lie[first]:
+            raise ValueError(
+                f"{name} lies on GPU {device}, {first} on GPU {lie[first]}; bring them to one, for example within "
+                "`with cupy.cuda.Device(...)`"
+            )
 
 
 def _described(array: Any) -> str:

@@ -12,6 +12,7 @@ converted operands, a class axis that is not the last, class weights, results in
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -37,9 +38,18 @@ OPTIONS = _names[_names.index("form") : _names.index("rows")]
 def planned(function: Callable[P, R]) -> Callable[P, R]:
     """Run the `Job` that `function` makes of its arguments, and next time without asking `function`."""
     plans: dict[Any, Plan] = {}
+    first = next(iter(inspect.signature(function).parameters))
 
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
+        if args and _device.is_device_array(args[0]):
+            with _device.device_of(
+                args[0], first
+            ):  # all that is made for a call, kernels included, is of its array's device
+                return run(args, options)
+        return run(args, options)
+
+    def run(args: Any, options: Any) -> R:
         arrays: list[Array] = []
         key = _key(args, options, arrays)
         plan = plans.get(key)

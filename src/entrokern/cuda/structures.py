@@ -23,6 +23,8 @@ def dtype_of(name: str, source: str) -> np.dtype[Any]:
     for declaration in re.sub(r"//.*", "", found[1]).split(";"):
         parsed = re.match(r"\s*(?:const\s+)?(\w+)\s+(.*)", declaration, re.DOTALL)
         if parsed is None:
+            if declaration.strip():
+                raise ValueError(f"struct {name}: {declaration.strip()!r} is no member that NumPy has a name for")
             continue
         kind, members = parsed.groups()
         for member in members.split(","):

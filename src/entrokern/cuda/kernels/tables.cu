@@ -13,7 +13,7 @@ struct Arguments {
 
 enum { ENTROPY, KL, JS };  // JS of equal weights
 
-D int exponent_steps(float p, float q) { return ((int)__float_as_uint(p) - (int)__float_as_uint(q) + (1 << 22)) >> 23; }
+D int exponent_steps(float p, float q) { return (int)(__float_as_uint(p) - __float_as_uint(q) + (1u << 22)) >> 23; }
 D float halved(float p, int n) { return __uint_as_float(__float_as_uint(p) - ((unsigned)n << 23)); }
 D float quotient(float difference, float total) { return difference * reciprocal(larger(total, 1.17549435e-38f)); }
 
