@@ -23,7 +23,8 @@ def arrays_of(result: Any) -> list[np.ndarray]:
 
 
 def plans_of(function: Any) -> dict[Any, _plans.Plan]:
-    return inspect.getclosurevars(function).nonlocals["plans"]
+    run = inspect.getclosurevars(function).nonlocals["run"]
+    return inspect.getclosurevars(run).nonlocals["plans"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
