@@ -31,7 +31,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     absent = device.absent()
     for item in items:
         called = getattr(item, "callspec", None)
-        if "cuda" in (called.params.values() if called else ()) or item.path.name.startswith("test_cuda"):
+        backend = called.params.get("backend") if called else None
+        if backend == "cuda" or item.path.name.startswith("test_cuda"):
             item.add_marker(pytest.mark.gpu)
             if absent:
                 item.add_marker(pytest.mark.skip(reason=absent))
