@@ -447,6 +447,20 @@ def test_a_call_runs_where_its_arrays_are(case: Case) -> None:
             assert_same(results, call(case.function, *prepared(case, n, k, "float32")), f"{n} x {k}")
 
 
+@two_devices
+@pytest.mark.parametrize("name", ["ce labels grad", "ce weights", "perplexity", "bce weights", "js probs probs"])
+def test_a_call_by_names_runs_where_its_arrays_are(name: str) -> None:
+    case = BY_NAME[name]
+    args, options = operands(case, 5, 7, "float32")
+    named = dict(zip(inspect.signature(getattr(ek, case.function)).parameters, args, strict=False))
+    there = {name: on_second(value) for name, value in (named | options).items()}
+    for _ in range(2):
+        fake_cupy.reset()
+        results = several(getattr(ek, case.function)(**there))
+        assert {r.device.id for r in results} == {1}
+        assert device.REAL or {*fake_cupy.launched_on} == {1}
+
+
 ON_SECOND: dict[str, Call] = {
     "labels": lambda: ek.cross_entropy(SECOND, on_second(np.zeros(3, np.int64)), validate=True),
     "binary targets": lambda: ek.binary_cross_entropy(SECOND, on_second(np.zeros((3, 4), np.int64)), validate=True),

@@ -49,8 +49,9 @@ def device_of(value: Any, name: str = "an array") -> Any:
         return value.device
     try:
         import cupy
-    except ImportError:
-        raise RuntimeError(NO_CUPY.format(name=f"{name} (a {type(value).__module__} {type(value).__name__})")) from None
+    except ImportError as error:
+        described = f"{name} (a {type(value).__module__} {type(value).__name__})"
+        raise RuntimeError(NO_CUPY.format(name=described)) from error
     if hasattr(value, "detach"):
         return cupy.cuda.Device(value.__dlpack_device__()[1])
     pointer = value.__cuda_array_interface__["data"][0]

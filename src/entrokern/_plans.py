@@ -42,10 +42,9 @@ def planned(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
-        if args and _device.is_device_array(args[0]):
-            with _device.device_of(
-                args[0], first
-            ):  # all that is made for a call, kernels included, is of its array's device
+        x = args[0] if args else options.get(first)
+        if _device.is_device_array(x):
+            with _device.device_of(x, first):  # all that is made for a call, kernels included, is of its array's device
                 return run(args, options)
         return run(args, options)
 
