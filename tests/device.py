@@ -54,8 +54,11 @@ def to_device(array: np.ndarray) -> Any:
 
     reach = [(d - 1) * s for d, s in zip(array.shape, array.strides, strict=True)]
     low, high = sum(r for r in reach if r < 0), sum(r for r in reach if r > 0) + array.itemsize
-    memory = cupy.empty(high - low if array.size else 1, cupy.uint8).data
-    view = cupy.ndarray(array.shape, array.dtype, memory - low if array.size else memory, strides=array.strides)
+    # As far from a boundary of 16 bytes as on the host, in whole elements, without which a GPU cannot read.
+    beyond = array.ctypes.data % 16 // array.itemsize * array.itemsize
+    memory = cupy.empty(high - low + 32, cupy.uint8).data
+    first = -low + (beyond + low) % 16
+    view = cupy.ndarray(array.shape, array.dtype, memory + first, strides=array.strides)
     view[...] = cupy.asarray(np.ascontiguousarray(array))
     return view
 

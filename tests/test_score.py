@@ -142,3 +142,15 @@ def test_accuracy_is_not_rank_zero() -> None:
     got = ek.score([[1.0, 1.0]], [1], outputs=("argmax", "rank"))
     assert got.rank[0] == 0
     assert got.argmax[0] != 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("k", [2, 7, 300, 5000])
+def test_the_lowest_number_is_a_logit(backend: str, dtype: str, k: int) -> None:
+    """Masks are often the lowest finite number: above -inf it is the largest."""
+    for at in (0, 1, k // 2, k - 1):
+        x = np.full((1, k), -np.inf, dtype)
+        x[0, at] = np.finfo(dtype).min
+        assert ek.score(x, outputs=("argmax",)).argmax == at
+        x[0, k - 1] = x[0, at]
+        assert ek.score(x, outputs=("argmax",)).argmax == at

@@ -72,7 +72,9 @@ def chunks(n: int) -> Iterator[tuple[int, int]]:
 
 def bad_labels(labels: Array, k: int, ignore_index: int | None) -> Array:
     """Which labels are neither a class nor ignored."""
-    bad = (labels < 0) | (labels >= k)
+    bad = labels < 0
+    if k <= np.iinfo(labels.dtype).max:  # else no label is too large, and the comparison has no common type
+        bad = bad | (labels >= k)
     return bad & (labels != ignore_index) if can_be(labels.dtype, ignore_index) else bad
 
 

@@ -297,7 +297,12 @@ def in_softmax_family(call: Call) -> bool:
         return False
     # A smoothed gradient is a difference of numbers that can be nearly equal; a cap has a slope of its own.
     plain = call.label_smoothing == 0.0 and call.z_loss == 0.0 and call.softcap is None
-    return plain or not call.maps
+    return (plain or not call.maps) and has_moderate_options(call)
+
+
+def has_moderate_options(call: Call) -> bool:
+    """Whether float32 holds the options, and their reciprocals, with room to spare."""
+    return all(1e-30 < abs(v) < 1e30 for v in (call.temperature, call.softcap or 1.0, call.unit, call.map_scale or 1.0))
 
 
 def _softmax(run: Execution) -> None:
@@ -438,6 +443,7 @@ def _soft_targets(run: Execution) -> bool:
     """Cross-entropy with plain target distributions, in float32; whether it is one."""
     call = run.call
     plain = call.label_smoothing == 0.0 and call.z_loss == 0.0 and call.softcap is None and call.class_weight is None
+    plain = plain and has_moderate_options(call)
     if call.form != "logits" or not plain or not is_narrow(call.x, call.y) or not set(call.maps) <= {"grad"}:
         return False
     grad = call.maps.get("grad")
@@ -450,7 +456,7 @@ def _soft_targets(run: Execution) -> bool:
 def _fast_divergence(run: Execution) -> bool:
     """KL of two softmaxes or of two tables of probabilities, JS of two tables, in float32; whether it is one."""
     call = run.call
-    if call.form != call.y_form or not is_narrow(call.x, call.y):
+    if call.form != call.y_form or not is_narrow(call.x, call.y) or not has_moderate_options(call):
         return False
     kl = call.quantity == "kl_divergence"
     if call.form == "probs" and not call.maps and (kl or call.js_weight == 0.5):
@@ -536,7 +542,9 @@ def _binary_kernel(run: Execution, of: str, arrays: dict[str, Any]) -> tuple[str
     x, t = arrays["x"], arrays["t"]
     plain = call.quantity == "binary_cross_entropy" and call.form == "logits" and call.pos_weight is None
     of_bytes = plain and t.dtype.name in ("uint8", "bool")
-    if not plain or x.itemsize == 8 or not (of_bytes or t.dtype == x.dtype):
+    ignored = np.nan if call.ignore_index is None else call.ignore_index
+    exact = call.ignore_index is None or abs(call.ignore_index) <= 1 << 24
+    if not plain or not exact or x.itemsize == 8 or not (of_bytes or t.dtype == x.dtype):
         return None
     maps = {name: arrays.get(name) for name in ("grad", "hess")}
     if any(m is not None and m.dtype != x.dtype for m in maps.values()):
@@ -551,7 +559,7 @@ def _binary_kernel(run: Execution, of: str, arrays: dict[str, Any]) -> tuple[str
     record["whole"] = of_bytes
     record["keep"], record["rest"] = call.unit * (1 - call.label_smoothing), call.unit * 0.5 * call.label_smoothing
     record["factor"] = call.map_scale
-    record["ignored"] = np.nan if call.ignore_index is None else call.ignore_index
+    record["ignored"] = ignored
     has_maps = any(m is not None for m in maps.values())
     return f"binary_{of}{'_bytes' * of_bytes}_{x.dtype.name}{'_maps' * has_maps}", record
 

@@ -72,6 +72,10 @@ D void narrow(float v, bfloat16 &r) {
   r.bits = v != v ? 0x7fc0 : (unsigned short)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
+// A product that is rounded by itself, whatever is added to it: what is alike must differ by exactly 0.
+D float product(float a, float b) { return __fmul_rn(a, b); }
+D double product(double a, double b) { return __dmul_rn(a, b); }
+
 D bool is_finite(float v) { return fabsf(v) < limits<float>::inf(); }
 D bool is_finite(double v) { return fabs(v) < limits<double>::inf(); }
 D float log1p_of(float v) { return log1pf(v); }
@@ -209,6 +213,7 @@ struct Team {
 template <class Record> D Record joined_by(const Team &team, Record r) {
   const int within = team.size < 32 ? team.size : 32;
   for (int apart = within >> 1; apart > 0; apart >>= 1) r.join(r.shuffled(apart));
+  __syncwarp();  // shuffles order no memory: what a lane has read of a row, another may write from here on
   if (team.size > 32) {
     __shared__ Record of_warps[BLOCK / 32];
     const int warp = threadIdx.x >> 5, warps = team.size >> 5, first = warp & ~(warps - 1);

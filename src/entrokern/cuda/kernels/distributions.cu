@@ -24,7 +24,7 @@ struct Distribution {
   double m, top, S, Z, L;  // of logits: see Record
 
   D double raw(i64 c) const { return load_number(o, start + c * o.class_stride); }
-  D double gap(double v) const { return (top - scaling.shown(v)) * inv_T; }
+  D double gap(double v) const { return product(top - scaling.shown(v), inv_T); }
 
   // log p, but for log Z
   D double log_of(double v) const { return form == LOGITS ? -gap(v) : form == LOG_PROBS ? v : log(v); }

@@ -8,7 +8,7 @@ template <class C> struct Scaling {
   C scale, cap, inv_cap;
 
   // What the loss is of, but for the temperature: c·tanh(x/c), where -inf stays what it is.
-  D C shown(C x) const { return cap == 0 || x == -limits<C>::inf() ? x : cap * tanh_of(x * inv_cap); }
+  D C shown(C x) const { return cap == 0 || x == -limits<C>::inf() ? x : product(cap, tanh_of(x * inv_cap)); }
 
   // Beyond 19 caps all of float64 is the cap itself: such logits are equal to each other.
   D C limited(C x) const {
@@ -47,7 +47,7 @@ template <int LEVEL, class C> struct Joined {
     r.n = high.n + (tie ? low.n : (C)0);
     if (LEVEL >= FULL) {
       r.spread = high.spread + f * (low.spread + (tie ? (C)0 : d * more));
-      r.at = tie && low.at < high.at ? low.at : high.at;
+      r.at = tie && low.n != 0 && (high.n == 0 || low.at < high.at) ? low.at : high.at;
       r.above = high.above + low.above;
     }
     if (LEVEL == ANY) {
@@ -112,7 +112,8 @@ template <int LEVEL, class C> struct Gather {
     C m = v[0];
 #pragma unroll
     for (int j = 1; j < N; ++j) m = larger(m, v[j]);
-    if (m > r.m) {
+    // The lowest number of all is no larger than what a record begins with, but it is a logit.
+    if (m > r.m || (LEVEL >= FULL && r.n == 0 && m == r.m)) {
       raise(m);
       if (LEVEL >= FULL) {
 #pragma unroll
