@@ -319,6 +319,14 @@ def test_what_says_that_it_is_read_only_is_not_written() -> None:
     assert bits(x) == before
 
 
+def test_elements_off_their_own_alignment_are_refused() -> None:
+    """A GPU cannot read them, and would not say which array it was."""
+    shifted = cupy.zeros(4 * 12 + 1, np.uint8)[1:].view(np.float32).reshape(3, 4)
+    for call_of in (ek.softmax, lambda x: ek.cross_entropy(THERE, x), lambda x: ek.softmax(THERE, out=x)):
+        with pytest.raises(ValueError, match="elements of 4 bytes that do not lie at multiples of 4"):
+            call_of(shifted)
+
+
 @pytest.fixture
 def torch(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A module as PyTorch, as far as arrays are told apart by it."""

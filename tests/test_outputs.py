@@ -131,7 +131,7 @@ def test_strided_outputs(backend: str) -> None:
     assert (line.reshape(N, 3)[:, :2] == 7).all()
 
 
-def test_packed_outputs(backend: str) -> None:
+def test_packed_outputs(host_backend: str) -> None:
     """Fields of packed records: no multiple of an element lies between two of them."""
     kind = [("a", np.float64), ("b", np.int8)]
     for function, (compute, maps) in CALLS.items():

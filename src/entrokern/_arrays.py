@@ -60,7 +60,13 @@ def asarray(name: str, value: Any) -> Array:
     """A plain, native-endian array over the memory of `value` (a copy only of what is not an array): NumPy's, or
     CuPy's for what lies in a GPU's memory."""
     if _device.is_device_array(value):
-        device_array: Array = _device.asarray(name, value)
+        device_array: Any = _device.asarray(name, value)
+        size = device_array.itemsize
+        if device_array.data.ptr % size or any(s % size for s in device_array.strides):
+            raise ValueError(
+                f"{name} has elements of {size} bytes that do not lie at multiples of {size}, where a GPU cannot read "
+                "them; pass an array whose elements lie by themselves"
+            )
         return device_array
     if is_masked(value):
         raise TypeError(
