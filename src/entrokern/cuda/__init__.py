@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .._call import Call
-from .quantities import Execution
+from .execution import Execution
+from .quantities import compute
 
 
 def execute(call: Call, reduction: str, on_empty: str, result: Any) -> None:
@@ -15,4 +16,4 @@ def execute(call: Call, reduction: str, on_empty: str, result: Any) -> None:
         return
     x: Any = call.x
     with x.device:
-        Execution(call, reduction, on_empty, result).run()
+        compute(Execution(call, reduction, on_empty, result))
