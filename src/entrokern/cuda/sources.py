@@ -25,8 +25,8 @@ TOTALS_ROWS = 1 << 14  # rows of a block of totals.cu
 FAMILIES = {
     "softmax": ("common.cuh", "records.cuh", "softmax.cu"),
     "distributions": ("common.cuh", "records.cuh", "careful.cuh", "distributions.cu"),
-    "soft_targets": ("common.cuh", "records.cuh", "twofold.cuh", "soft_targets.cu"),
-    "softmax_pairs": ("common.cuh", "records.cuh", "twofold.cuh", "softmax_pairs.cu"),
+    "soft_targets": ("common.cuh", "records.cuh", "twofold.cuh", "two_operands.cuh", "soft_targets.cu"),
+    "softmax_pairs": ("common.cuh", "records.cuh", "twofold.cuh", "two_operands.cuh", "softmax_pairs.cu"),
     "tables": ("common.cuh", "twofold.cuh", "tables.cu"),
     "binary": ("common.cuh", "twofold.cuh", "binary.cu"),
     "elements": ("common.cuh", "careful.cuh", "elements.cu"),

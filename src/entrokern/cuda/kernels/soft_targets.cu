@@ -5,15 +5,6 @@
 // as e^z - 1, and what is subtracted is subtracted exactly. Rows that are not ordinary come out as NaN, for the careful
 // kernels, and their gradient is not written.
 
-struct Arguments {
-  Operand x, y, grad;
-  const float *row_factors, *map_scale;  // null: none
-  float *loss;
-  i64 n, k;
-  int team;
-  float inv_T, scale, unit, factor;  // scale = log2(e)/T, factor = unit·map_scale/T
-};
-
 struct Soft {
   Record<float> r;  // its gaps are Σ b·(top - x), its weights Σ b
   float scale;
@@ -153,9 +144,7 @@ template <class T, bool MAPS> D void soft_target_rows(const Arguments &a) {
     masses.scale = a.scale;
     sweep_pairs(a.x, x, a.y, y, 0, a.k, a.k, team, -limits<float>::inf(), 0, masses);
     const TwofoldSums<4> sums = joined_by(team, masses.sums);
-    float f = a.factor;
-    if (a.map_scale) f *= *a.map_scale;
-    if (a.row_factors) f *= a.row_factors[row];
+    const float f = factor_of(a, row);
     if (!real || (loss != loss && f != 0)) continue;
     Twofold S = sums.sum[Masses::COUNT];
     S.add(-1.0f);  // the largest itself
@@ -170,8 +159,8 @@ template <class T, bool MAPS> D void soft_target_rows(const Arguments &a) {
     slopes.A = sums.sum[Masses::MASS];
     slopes.S = S;
     slopes.factor = f / (1.0f + S.value());
-    if (f == 0) {  // the row does not count
-      for (i64 c = team.lane; c < a.k; c += team.size) narrow(0.0f, slopes.out.row[c * slopes.out.stride]);
+    if (f == 0) {
+      fill_zero(slopes.out, team);
       continue;
     }
     sweep_pairs(a.x, x, a.y, y, 0, a.k, a.k, team, -limits<float>::inf(), 0, slopes);

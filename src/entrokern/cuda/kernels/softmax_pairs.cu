@@ -3,15 +3,6 @@
 // The first sweep gives both normalisers, the second Σ p·(δ + e^-δ - 1) with δ = log(p/q): as many reads as it takes to
 // be never negative, and 0 for equal rows. Rows that are not ordinary come out as NaN, for the careful kernels.
 
-struct Arguments {
-  Operand x, y, grad;
-  const float *row_factors, *map_scale;  // null: none
-  float *loss;
-  i64 n, k;
-  int team;
-  float inv_T, scale, unit, factor;  // scale = log2(e)/T, factor = unit·map_scale/T
-};
-
 // The largest logit of both rows, and Σ e^(z - m)
 struct Normalisers {
   Joined<PLAIN, float> p, q;
@@ -132,17 +123,15 @@ template <class T, bool MAPS> D void softmax_pair_rows(const Arguments &a) {
     const float loss = ordinary ? or_left(larger(total, 0.0f) * a.unit) : limits<float>::nan();
     if (real && team.lane == 0) a.loss[row] = loss;
     if (!MAPS) continue;
-    float f = a.factor;
-    if (a.map_scale) f *= *a.map_scale;
-    if (a.row_factors) f *= a.row_factors[row];
+    const float f = factor_of(a, row);
     if (!real || (loss != loss && f != 0)) continue;
     Slopes<T> slopes;
     slopes.out = writer_of(a.grad, row, a.k, x, side_by_side(a.x, x, a.y, y, a.k));
     slopes.pair = pair;
     slopes.error = error;
     slopes.factor = f;
-    if (f == 0) {  // the row does not count
-      for (i64 c = team.lane; c < a.k; c += team.size) narrow(0.0f, slopes.out.row[c * slopes.out.stride]);
+    if (f == 0) {
+      fill_zero(slopes.out, team);
       continue;
     }
     sweep_pairs(a.x, x, a.y, y, 0, a.k, a.k, team, lowest, lowest, slopes);
