@@ -81,6 +81,16 @@ def empty_like(array: Any, dtype: np.dtype[Any]) -> Any:
         return cupy.empty_like(array, dtype=dtype)
 
 
+def arange(n: int, of: Any) -> Any:
+    """``0 … n - 1`` where `of` is."""
+    if not is_device_array(of):
+        return np.arange(n)
+    import cupy
+
+    with of.device:
+        return cupy.arange(n)
+
+
 class _Memory:
     def __init__(self, array: Any) -> None:
         self.__array_interface__ = {

@@ -12,7 +12,7 @@ from ._arrays import Array, flat_chunk, in_line, on_host
 ELEMENTS = 1 << 20  # per step: bounded memory, whatever the size of the array
 
 
-def _row_chunks(view: Array) -> Iterator[tuple[int, Array]]:
+def row_chunks(view: Array) -> Iterator[tuple[int, Array]]:
     """Blocks of rows of ``batch + (k,)`` as float64, each with the index of its first row."""
     view, k = in_line(view), view.shape[-1]
     step = max(1, ELEMENTS // k)
@@ -37,7 +37,7 @@ def distribution(name: str, view: Array, form: str) -> None:
     if view.dtype.kind in "biu":
         eps = 2.0**-52
     tolerance = 8.0 * np.sqrt(eps)
-    for start, rows in _row_chunks(view):
+    for start, rows in row_chunks(view):
         with np.errstate(all="ignore"):
             p = np.exp(rows) if form == "log_probs" else rows
             sums = p.sum(axis=1)

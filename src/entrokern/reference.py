@@ -74,7 +74,7 @@ def soft_capped(x: Array, softcap: float | None) -> tuple[Array, Array | float]:
     if softcap is None:
         return x, 1.0
     e = np.exp(-2.0 * np.abs(x / softcap))
-    return np.where(np.isneginf(x), x, softcap * np.tanh(x / softcap)), 4.0 * e / ((1.0 + e) * (1.0 + e))
+    return np.where(x == -np.inf, x, softcap * np.tanh(x / softcap)), 4.0 * e / ((1.0 + e) * (1.0 + e))
 
 
 def transformed(x: Array, softcap: float | None, temperature: float) -> tuple[Array, Array, Array]:
@@ -403,6 +403,8 @@ def _score(call: Call) -> Results:
     rows["lse"] = shift[..., 0] + logsumexp(z)
     rows["entropy"] = call.unit * entropy(z, "logits")[0]
     rows["max_prob"] = 1.0 / row.Z[..., 0]
+    rows["max"] = soft_capped(x, call.softcap)[0].max(axis=-1)
+    rows["log_Z"] = row.log_Z[..., 0]
     rows["argmax"] = np.where(undefined, -1, row.argmax[..., 0])
     if call.labels is not None:
         ignored = np.zeros(call.row_shape, bool) if call.ignore_index is None else call.labels == call.ignore_index

@@ -122,9 +122,9 @@ def score(
         temperature, softcap, z_loss, base, validate, "score",
     )  # fmt: skip
     given = {"loss": out, "grad": grad_out, "hess": hess_out}
-    names = _names(outputs, targeted=target is not None, labelled=call.labels is not None)
+    names = output_names(outputs, targeted=target is not None, labelled=call.labels is not None)
     names += [name for name, value in given.items() if value is not None and name not in names]
-    _names(names, targeted=target is not None, labelled=call.labels is not None)
+    output_names(names, targeted=target is not None, labelled=call.labels is not None)
     if "hess" in names:
         refuse_hessian(call)
     results: dict[str, Array] = {}
@@ -154,7 +154,7 @@ def score(
     return job
 
 
-def _names(outputs: Sequence[str] | str | None, *, targeted: bool, labelled: bool) -> list[str]:
+def output_names(outputs: Sequence[str] | str | None, *, targeted: bool, labelled: bool) -> list[str]:
     """The outputs asked for, each once, checked against what the target allows."""
     if outputs is None:
         return ["loss"] if targeted else ["lse", "entropy", "argmax", "max_prob"]

@@ -20,8 +20,9 @@ GROUP = 64  # rows finished at once
 S, MAX, SPREAD, Y_LOGIT, GAPS, WEIGHT, CLASS_WEIGHT, FIELDS = range(8)
 
 # What can be asked of a row, in the order of `results`: arrays of a number per row, empty where it is not wanted.
-ROW_RESULTS = ("loss", "lse", "log_prob", "entropy", "max_prob", "argmax", "rank")
-LOSS, LSE, LOG_PROB, ENTROPY, MAX_PROB, ARGMAX, RANK = range(7)
+# The last two make ``lse = max/T + log_Z``, apart: a row's normaliser as slices of classes are merged by.
+ROW_RESULTS = ("loss", "lse", "log_prob", "entropy", "max_prob", "argmax", "rank", "max", "log_Z")
+LOSS, LSE, LOG_PROB, ENTROPY, MAX_PROB, ARGMAX, RANK, ROW_MAX, LOG_Z = range(9)
 
 # Scalar options, in one float64 array.
 INV_TEMPERATURE, UNIT, SMOOTHING, Z_LOSS, CAP, MAP_SCALE, W_MEAN = range(7)
@@ -101,6 +102,8 @@ def finish_group(
         put_next(results[LOG_PROB], low + r, left, -(L + gap))
         put_next(results[ENTROPY], low + r, left, entropy)
         put_next(results[MAX_PROB], low + r, left, one / Z)
+        put_next(results[ROW_MAX], low + r, left, m)
+        put_next(results[LOG_Z], low + r, left, L)
         if summed:
             total += lanes_sum(where(first_mask(left, v) & ~undefined, loss, zero))
         if any_lane(undefined):
@@ -144,12 +147,17 @@ def finish_undefined(
     # inf - inf is undefined: the label's own logit is the infinite one (or there is no label).
     surprise = np.nan if has_nan or m == -np.inf or y_logit == np.inf else np.inf
     loss = np.nan if weighs and options[SMOOTHING] > 0.0 else surprise
+    if m == np.inf and not has_nan and class_weight.size and label >= 0 and class_weight[label] == 0.0:
+        # The label's own term is left out, infinite or not; smoothing may add one.
+        loss = loss if options[SMOOTHING] > 0.0 and options[W_MEAN] > 0.0 else 0.0
     loss = weight * loss if weight != 0.0 else 0.0
     put(results[LOSS], i, loss)
     put(results[LSE], i, np.nan if has_nan else m)
     put(results[LOG_PROB], i, -surprise)
     put(results[ENTROPY], i, np.nan)
     put(results[MAX_PROB], i, np.nan)
+    put(results[ROW_MAX], i, np.nan if has_nan else m)
+    put(results[LOG_Z], i, np.nan)
     put(results[ARGMAX], i, -1 if has_nan else at)
     put(results[RANK], i, -1 if has_nan else above)
     return loss

@@ -56,9 +56,10 @@ def compute_dtype(call: Call) -> np.dtype[Any]:
     """float32 where its rounding stays within the contract, else float64.
 
     A softcap can leave a difference far smaller than the logits; with smoothing or a z-loss the gradient
-    is a difference of numbers that can be nearly equal.
+    is a difference of numbers that can be nearly equal. Results asked for in float64 are for such a difference.
     """
-    if call.x.itemsize == 8 or call.softcap is not None:
+    asked = any(row.dtype == np.float64 for row in call.rows.values())
+    if call.x.itemsize == 8 or call.softcap is not None or asked:
         return np.dtype(np.float64)
     mixed = call.label_smoothing != 0.0 or call.z_loss != 0.0
     return np.dtype(np.float64 if mixed and "grad" in call.maps else np.float32)

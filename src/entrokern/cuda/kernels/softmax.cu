@@ -8,7 +8,7 @@ enum { WHOLE_ROWS, PARTS_OF_ROWS, FROM_PARTS };  // what a team works on; a row'
 struct Arguments {
   Operand x, labels, map, hess;
   const void *class_weight, *row_factors, *map_scale;  // of the compute type; null: none
-  void *loss, *lse, *log_prob, *entropy, *max_prob;    // of the compute type; null: not wanted
+  void *loss, *lse, *log_prob, *entropy, *max_prob, *max, *log_Z;  // of the compute type; null: not wanted
   i64 *argmax, *rank;
   void *records;  // of the parts of rows
   i64 n, k, ignore_index;
@@ -65,6 +65,8 @@ template <int LEVEL, class C> D void finish(const Arguments &a, i64 row, const R
   const bool finite = is_finite(top);
   put(a.lse, row, lse);
   put(a.max_prob, row, finite ? 1 / Z : nan);
+  put(a.max, row, top);
+  put(a.log_Z, row, finite ? L : nan);
   const C ln2 = (C)0.6931471805599453;
   const C entropy = LEVEL >= FULL && finite ? (L - r.spread / Z * ln2) * unit : nan;
   if (LEVEL >= FULL) {
