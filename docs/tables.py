@@ -39,7 +39,10 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 # --- function × form × backend --------------------------------------------------------------------
 
-NOT_QUANTITIES = {"Score", "backends", "set_num_threads", "show_info", "use_backend", "warmup"}
+NOT_QUANTITIES = {
+    "Accumulator", "Partial", "Score", "StreamSummary", "backends", "combine", "partial", "set_num_threads", "show_info",
+    "use_backend", "warmup",
+}  # fmt: skip
 # The form of functions that have no `form` argument.
 FIXED_FORM = {
     "information": "probs",

@@ -37,7 +37,10 @@ SIGNATURES = {
     "log_softmax": "x, *, axis=-1, out=None",
     "softmax": "x, *, axis=-1, out=None",
 }
-OTHER_NAMES = {"Score", "backends", "set_num_threads", "show_info", "use_backend", "warmup"}
+OTHER_NAMES = {
+    "Accumulator", "Partial", "Score", "StreamSummary", "backends", "combine", "partial", "set_num_threads", "show_info",
+    "use_backend", "warmup",
+}  # fmt: skip
 
 
 def test_public_names() -> None:

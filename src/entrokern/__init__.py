@@ -11,16 +11,22 @@ from .losses import (
     kl_estimate,
     perplexity,
 )
+from .partial import Partial, combine, partial
 from .primitives import log_softmax, logsumexp, softmax
 from .runtime import set_num_threads, show_info, warmup
 from .score import Score, score
+from .stream import Accumulator, StreamSummary
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Accumulator",
+    "Partial",
     "Score",
+    "StreamSummary",
     "backends",
     "binary_cross_entropy",
+    "combine",
     "cross_entropy",
     "entropy",
     "information",
@@ -29,6 +35,7 @@ __all__ = [
     "kl_estimate",
     "log_softmax",
     "logsumexp",
+    "partial",
     "perplexity",
     "score",
     "set_num_threads",

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ._arrays import Array
-from ._quantiles import Quantiles
+from ._tally import Rows, Tally, exponential
 
+KEPT = 1 << 24  # values that quantiles are exact of: up to 128 MB
 FRACTIONS = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 FRACTION_NAMES = ("min", "5 %", "25 %", "median", "75 %", "95 %", "99 %", "max")
 
 
 @dataclass
 class Summary:
-    """What is known of all rows so far.
+    """What is known of all rows so far: their tally, and the hardest by name.
 
     Parameters
     ----------
@@ -32,17 +32,13 @@ class Summary:
     value: str
     batch: tuple[int, ...]
     n_hardest: int
-    rows: int = 0
-    counted: int = 0
-    nan_rows: int = 0
+    tally: Tally = field(default_factory=lambda: Tally(KEPT))
     first_nan_row: int = -1
-    hits: int | None = None  # rows whose argmax is the label
-    weight: float = 0.0
     hardest: list[dict[str, Any]] = field(default_factory=list)
-    _sums: list[float] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.quantiles = Quantiles(math.prod(self.batch))
+    @property
+    def rows(self) -> int:
+        return self.tally.rows
 
     def add(
         self,
@@ -57,26 +53,16 @@ class Summary:
         `counts` says which rows count (``None``: all), `weight` what each adds to the mean's denominator.
         """
         values = columns[self.value]
-        n = values.size
-        self.rows += n
-        if counts is None:
-            counts = np.ones(n, bool)
-        counted = int(np.count_nonzero(counts))
-        self.counted += counted
-        self.weight += counted if weight is None else float(weight[counts].sum())
-        self._sums.append(float(np.sum(values, dtype=np.float64)))  # a row that does not count has loss 0
-        nan = counts & np.isnan(values)
-        if nan.any():
-            if not self.nan_rows:
-                self.first_nan_row = start + int(nan.argmax())
-            self.nan_rows += int(np.count_nonzero(nan))
-            counts = counts & ~nan
-        self.quantiles.add(values if counts.all() else values[counts])
-        if labels is not None and "argmax" in columns:
-            self.hits = (self.hits or 0) + int(np.count_nonzero((columns["argmax"] == labels) & counts))
-        shown = {} if labels is None else {"label": labels}
-        shown |= {name: columns[name] for name in ("argmax", "rank") if name in columns}
-        self._keep_hardest(start, values, np.flatnonzero(counts), shown)
+        order = {name: columns[name] for name in ("argmax", "rank") if name in columns}
+        rows = Rows(values, weight=weight, labels=labels, **order)
+        nan = np.isnan(values)
+        if counts is not None:
+            nan &= counts
+        if nan.any() and not self.tally.nan_rows:
+            self.first_nan_row = start + int(nan.argmax())
+        self.tally.merge(Tally.of(rows, counts))
+        shown = ({} if labels is None else {"label": labels}) | order
+        self._keep_hardest(start, values, np.flatnonzero(~nan if counts is None else counts & ~nan), shown)
 
     def _keep_hardest(self, start: int, values: Array, rows: Array, shown: dict[str, Array]) -> None:
         """Merge the block's largest values with those kept; on ties the lower row comes first."""
@@ -93,11 +79,6 @@ class Summary:
         ]
         self.hardest = sorted(self.hardest + found, key=lambda row: -row[self.value])[:m]
 
-    @property
-    def mean(self) -> float:
-        with np.errstate(invalid="ignore"):
-            return float(np.sum(self._sums)) / self.weight if self.weight else math.nan
-
     def row_name(self, row: int) -> int | tuple[int, ...]:
         """A row as the user indexes it: a number, or a tuple where the batch has more dimensions."""
         if len(self.batch) < 2:
@@ -105,35 +86,29 @@ class Summary:
         return tuple(int(i) for i in np.unravel_index(row, self.batch))
 
     def facts(self, base: float | None, perplexity: bool) -> dict[str, Any]:
-        """The summary as plain numbers, by name."""
+        """The summary as plain numbers, by name. A NaN or an infinite value is in the mean like any other."""
+        tally, mean = self.tally, self.tally.mean(keep=True)
         facts: dict[str, Any] = {
-            "rows": self.rows,
-            "ignored": self.rows - self.counted,
-            "nan_rows": self.nan_rows,
+            "rows": tally.rows,
+            "ignored": tally.rows - tally.counted,
+            "nan_rows": tally.nan_rows,
         }
-        if self.nan_rows:
+        if tally.nan_rows:
             facts["first_nan_row"] = self.row_name(self.first_nan_row)
         facts["value"], facts["unit"] = self.value, unit_name(base)
-        facts["mean"] = self.mean
+        facts["mean"] = mean
         if perplexity:
-            facts["perplexity"] = _power(math.e if base is None else base, self.mean)
-        if self.hits is not None:
-            facts["accuracy"] = self.hits / self.counted if self.counted else math.nan
-        facts["quantiles"] = dict(zip(FRACTION_NAMES, self.quantiles.at(FRACTIONS), strict=True))
-        facts["quantiles_exact"] = self.quantiles.exact
+            facts["perplexity"] = exponential(mean, base)
+        if tally.hits is not None:
+            facts["accuracy"] = tally.hits.accuracy
+        facts["quantiles"] = dict(zip(FRACTION_NAMES, tally.quantiles_at(FRACTIONS, keep=True), strict=True))
+        facts["quantiles_exact"] = tally.quantiles.exact
         facts["hardest"] = [row | {"row": self.row_name(row["row"])} for row in self.hardest]
         return facts
 
 
 def unit_name(base: float | None) -> str:
     return {None: "nats", 2.0: "bits"}.get(base, f"base {base:g}" if base else "")
-
-
-def _power(base: float, exponent: float) -> float:
-    try:
-        return float(base**exponent)
-    except OverflowError:
-        return math.inf
 
 
 def text(facts: dict[str, Any]) -> str:
