@@ -276,7 +276,7 @@ ERRORS = [
     (lambda: ek.partial(X).gradient(X), ValueError, "without a target"),
     (lambda: ek.partial(X, Y).gradient(X), ValueError, "the slices had target 'labels'"),
     (lambda: ek.partial(X, Y).gradient(X[:2], Y[:2]), ValueError, "rows of shape"),
-    (lambda: ek.partial(X, X, quantity="kl_divergence").gradient(X, X), ValueError, "not offered"),
+    (lambda: ek.partial(X, X, quantity="kl_divergence").gradient(X, X), ValueError, "no gradient by slices"),
 ]  # fmt: skip
 
 

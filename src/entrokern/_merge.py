@@ -94,6 +94,15 @@ def divergence_of_shares(p: Array, q: Array, delta: Array) -> Array:
 # --- the statistics of both, by their names ---------------------------------------------------------
 
 
+def added(a: Statistics, b: Statistics) -> Statistics:
+    """Sums over two slices, of terms that know their whole rows."""
+    total: Statistics = {}
+    for name in a:
+        if name + LOST in a:
+            add(total, a, b, name)
+    return total
+
+
 def merged(a: Statistics, b: Statistics, temperature: float, class_mass_a: float, class_mass_b: float) -> Statistics:
     """The statistics of the classes of `a` and `b` together."""
     new: Statistics = {}

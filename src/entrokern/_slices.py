@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _arrays, _device, _validate, losses
+from . import _arrays, _device, _validate
 from ._call import Call, can_be, execute
 from ._merge import Array, Statistics, get, put
 from .reference import soft_capped, times
@@ -189,46 +189,12 @@ def _of_two(call: Call, precise: bool) -> Statistics:
     return found
 
 
-# --- the gradient by a slice ------------------------------------------------------------------------
+# --- maps of a slice, once the whole rows are known -------------------------------------------------
 
 ELEMENTS = 1 << 18  # at a time: the steps of the formula stay in cache
 
 
-def gradient(
-    whole: Partial, x: Any, target: Any, class_start: int, axis: int, class_weight: Any, scale: float, out: Any
-) -> Array:
-    """`Partial.gradient`."""
-    s = whole.setting
-    if s.quantity == "kl_divergence":
-        raise ValueError("gradients of a KL divergence are not offered for slices; call kl_divergence on whole rows")
-    array, axis, call = losses.cross_entropy_call(
-        x, target, s.form, axis, class_weight, None, 0.0, None, 1.0, None, 0.0, None, False
-    )
-    kind = "none" if target is None else "labels" if call.labels is not None else "distribution"
-    if kind != s.target:
-        raise ValueError(f"the slices had target {s.target!r}, and now {kind!r} came; pass the slice as it was given")
-    if s.target == "none" and s.quantity != "entropy":
-        raise ValueError("slices without a target have no loss whose gradient there could be; pass one to partial")
-    if whole.some.shape != call.row_shape:
-        raise ValueError(f"x has rows of shape {call.row_shape}; the slices had rows of {whole.some.shape}")
-    with np.errstate(all="ignore"):
-        rows = _rows_of(whole, call, class_start)
-    result = _arrays.output("out", out, array.shape, _arrays.map_dtypes(array.dtype), array, alike=True)
-    if out is not None:
-        _arrays.refuse_overlap({"out": result}, {"x": array, "target": target}, {"out": "x"})
-    rows["factor"] = rows["factor"] * scale
-    written = _arrays.classes_last(result, axis)
-    for piece in _pieces(call.x.shape):
-        part = {name: row[piece][..., None] for name, row in rows.items()}
-        y = None if call.y is None else call.y[piece].astype(np.float64)
-        with np.errstate(all="ignore"):
-            grad = _gradient(whole, call, part, call.x[piece].astype(np.float64), y)
-            grad = np.where(part["undefined"], np.nan, part["factor"] * grad)
-            written[piece] = np.where(part["factor"] == 0.0, 0.0, grad)
-    return result
-
-
-def _pieces(shape: tuple[int, ...]) -> Iterator[Any]:
+def pieces(shape: tuple[int, ...]) -> Iterator[Any]:
     """Index expressions for parts of the first axis, which take about `ELEMENTS` elements each."""
     if len(shape) == 1:
         yield ()
@@ -238,17 +204,34 @@ def _pieces(shape: tuple[int, ...]) -> Iterator[Any]:
         yield slice(start, start + step)
 
 
-def _rows_of(whole: Partial, call: Call, class_start: int) -> dict[str, Array]:
-    """What the gradient needs of each row."""
-    s, arrays = whole.setting, whole.arrays
-    loss, weight, eps = whole.loss(), whole.weight, s.label_smoothing
-    rows: Statistics = {
-        "undefined": np.isnan(loss) | whole.undefined(),
-        "factor": s.unit * np.ones_like(loss) * (1.0 if weight is None else weight),
-    }
-    if s.form == "logits":
+def write_maps(whole: Partial, call: Call, class_start: int, scale: float = 1.0) -> None:
+    """Write the maps that `call`, of the slice, asks for; gradient and Hessian are multiplied by `scale`."""
+    with np.errstate(all="ignore"):
+        rows = _rows_of(whole, call, class_start, scale)
+        for piece in pieces(call.x.shape):
+            part = {name: row[piece][..., None] for name, row in rows.items()}
+            x = call.x[piece].astype(np.float64)
+            y = None if call.y is None else call.y[piece].astype(np.float64)
+            # What is written may be the slice itself: all is computed first.
+            found = {name: _map(name, whole, call, part, x, y) for name in call.maps}
+            for name, value in found.items():
+                if name in ("grad", "hess"):
+                    value = np.where(part["undefined"], np.nan, part["factor"] * value)
+                    value = np.where(part["factor"] == 0.0, 0.0, value)
+                call.maps[name][piece] = value
+
+
+def _rows_of(whole: Partial, call: Call, class_start: int, scale: float) -> Statistics:
+    """What the maps need of each row."""
+    s, arrays, eps = whole.setting, whole.arrays, whole.setting.label_smoothing
+    rows: Statistics = {}
+    if whole.of_logits:
         rows |= {"max": arrays["max"], "log_Z": get(arrays, "log_Z"), "lse": whole.lse()}
-        rows["factor"] = rows["factor"] / s.temperature
+    if not {"grad", "hess"}.intersection(call.maps):
+        return rows
+    loss, weight = whole.loss(), whole.weight
+    rows["undefined"] = np.isnan(loss) | whole.undefined()
+    rows["factor"] = scale * s.unit / s.temperature * np.ones_like(loss) * (1.0 if weight is None else weight)
     if s.quantity == "entropy":
         rows["entropy"] = get(arrays, "entropy")
         return rows
@@ -261,26 +244,33 @@ def _rows_of(whole: Partial, call: Call, class_start: int) -> dict[str, Array]:
     return rows
 
 
-def _gradient(whole: Partial, call: Call, rows: Statistics, x: Array, y: Array) -> Array:
-    """The gradient of some rows, but for their factors."""
+def _map(name: str, whole: Partial, call: Call, rows: Statistics, x: Array, y: Array) -> Array:
+    """A map of some rows, gradients but for their factors."""
     s, eps = whole.setting, whole.setting.label_smoothing
     b: Array = 0.0
-    hot: Array
-    if s.quantity != "entropy":
-        hot = y if y is not None else _device.arange(call.k, x) == rows["label"]
+    if name in ("grad", "hess") and s.quantity != "entropy":
+        hot: Array = y if y is not None else _device.arange(call.k, x) == rows["label"]
         w: Array = 1.0 if call.class_weight is None else call.class_weight
         b = w * ((1.0 - eps) * hot + eps / whole.classes)
-        if s.form != "logits":
-            return -b if s.form == "log_probs" else -times(b, 1.0 / x)
-    elif s.form != "logits":
-        return -times(np.exp(x), x) - np.exp(x) if s.form == "log_probs" else -np.log(x) - 1.0
+    if s.form == "log_probs":
+        return -b if s.quantity != "entropy" else -times(np.exp(x), x) - np.exp(x)
+    if s.form == "probs":
+        return -times(b, 1.0 / x) if s.quantity != "entropy" else -np.log(x) - 1.0
     capped, slope = soft_capped(x, s.softcap)
-    d = (capped - rows["max"]) / s.temperature
+    apart = capped - rows["max"]
+    if name == "log_softmax":
+        return np.where(rows["max"] == np.inf, apart, apart / s.temperature - rows["log_Z"])
+    d = apart / s.temperature
     log_p = d - rows["log_Z"]
     p = np.exp(log_p)
+    if name == "softmax":
+        return np.where(np.isinf(rows["max"]), np.nan, p)
     if s.quantity == "entropy":
         return -times(p, d - (rows["log_Z"] - rows["entropy"]))
-    grad = (rows["A"] - b) * p + b * np.expm1(log_p)  # expm1(log p) = -(1 - p), with its digits
+    rest = -np.expm1(log_p)  # 1 - p, with its digits
+    if name == "hess":
+        return rows["A"] * p * rest / s.temperature
+    gradient = (rows["A"] - b) * p - b * rest
     if s.z_loss:
-        grad = grad + 2.0 * s.z_loss / s.unit * rows["lse"] * p
-    return slope * grad
+        gradient = gradient + 2.0 * s.z_loss / s.unit * rows["lse"] * p
+    return slope * gradient

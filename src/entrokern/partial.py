@@ -132,12 +132,37 @@ class Partial:
         ndarray
             Shape and dtype of `x`.
 
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument does not fit the slices.
+
         Notes
         -----
         ``s·(A·p - b)/T`` with ``p = e^(z - lse)``, as in `cross_entropy`; for ``quantity="entropy"``, as in
         `entropy`. A second read of the slice, in float64.
         """
-        return _slices.gradient(self, x, target, class_start, axis, class_weight, scale, out)
+        s = self.setting
+        if s.quantity == "kl_divergence":
+            raise ValueError("a KL divergence has no gradient by slices; call kl_divergence on whole rows")
+        if s.target == "none" and s.quantity != "entropy":
+            raise ValueError("slices without a target have no loss whose gradient there could be; pass partial one")
+        array, axis, call = losses.cross_entropy_call(
+            x, target, s.form, axis, class_weight, None, 0.0, None, 1.0, None, 0.0, None, False
+        )
+        if _kind_of_target(call) != s.target:
+            came = f"{_kind_of_target(call)!r} came"
+            raise ValueError(f"the slices had target {s.target!r}, and now {came}; pass the slice as it was given")
+        if self.some.shape != call.row_shape:
+            raise ValueError(f"x has rows of shape {call.row_shape}; the slices had rows of {self.some.shape}")
+        result = _arrays.output("out", out, array.shape, _arrays.map_dtypes(array.dtype), array, alike=True)
+        if out is not None:
+            inputs = {"x": array, "target": target, "class_weight": class_weight}
+            _arrays.refuse_overlap({"out": result}, inputs, {"out": "x"})
+        call.maps["grad"] = _arrays.classes_last(result, axis)
+        with self._on_device():
+            _slices.write_maps(self, call, _options.index("class_start", class_start), scale)
+        return result
 
     def _on_device(self) -> AbstractContextManager[Any]:
         return _device.device_of(self.some) if _device.is_device_array(self.some) else nullcontext()
@@ -369,7 +394,7 @@ def partial(
                 if target_logit is None
                 else "target_logit is for the output 'rank' of quantity='score'; leave it out"
             )
-        kind = "none" if target is None else "labels" if call.labels is not None else "distribution"
+        kind = _kind_of_target(call)
         operands = {"x": call.x} if quantity != "kl_divergence" else {"p": call.x, "q": call.y}
         dtype = _arrays.row_dtype(_arrays.common_dtype(**operands))
         setting = Setting(
@@ -380,6 +405,10 @@ def partial(
         with np.errstate(all="ignore"):
             found = _slices.statistics(call, class_start, names, target_logit, precise)
         return Partial(setting, call.k, class_mass, found)
+
+
+def _kind_of_target(call: Call) -> str:
+    return "labels" if call.labels is not None else "none" if call.y is None else "distribution"
 
 
 def _score_outputs(call: Call, outputs: Sequence[str] | str | None) -> tuple[str, ...]:

@@ -62,9 +62,9 @@ def one_minus_softmax(z: Array) -> Array:
     return rest
 
 
-def surprise_of_logits(z: Array) -> Array:
+def surprise_of_logits(z: Array, row: RowStatistics | None = None) -> Array:
     """``-log p``: all terms of ``log Z + (m - z)`` are non-negative."""
-    row = row_statistics(z)
+    row = row_statistics(z) if row is None else row
     # A logit of +inf takes all the probability; its own surprise is undefined (inf - inf).
     return np.where(np.isposinf(row.m), row.m - z, row.log_Z + (row.m - z))
 
@@ -194,6 +194,24 @@ def divergence_terms(a: Array, b: Array, difference: Array, ratio: Array) -> Arr
     return np.where(close(a, b), near, far)
 
 
+class Side(NamedTuple):
+    """A distribution as it was given, element by element; of logits with what softmax needs of the rows."""
+
+    x: Array
+    form: str
+    p: Array
+    surprise: Array  # -log p
+    row: RowStatistics | None
+
+
+def side(x: Array, form: str, row: RowStatistics | None = None) -> Side:
+    """`x` in its `form`; `row` is given where `x` is but a part of the rows."""
+    if form != "logits":
+        return Side(x, form, probabilities(x, form), surprise(x, form), None)
+    row = row_statistics(x) if row is None else row
+    return Side(x, form, np.exp(x - row.m) / row.Z, surprise_of_logits(x, row), row)
+
+
 class Pair(NamedTuple):
     """Two distributions, element by element."""
 
@@ -204,29 +222,43 @@ class Pair(NamedTuple):
     terms: Array  # p·log(p/q) - p + q
 
 
-def pair(x: Array, x_form: str, y: Array, y_form: str) -> Pair:
-    p, q = probabilities(x, x_form), probabilities(y, y_form)
-    if "probs" in (x_form, y_form):
+def pair(a: Side, b: Side) -> Pair:
+    p, q = a.p, b.p
+    if "probs" in (a.form, b.form):
         difference = p - q
-        if x_form == y_form:
-            ratio = log_ratio(p, q, difference)
-        else:
-            ratio = surprise(y, y_form) - surprise(x, x_form)
+        ratio = log_ratio(p, q, difference) if a.form == b.form else b.surprise - a.surprise
         ratio = np.where(p == q, 0.0, ratio)
         return Pair(p, q, difference, ratio, divergence_terms(p, q, difference, ratio))
-    if x_form == y_form == "logits":
+    if a.row is not None and b.row is not None:
         # (a - m_a) - (b - m_b) first: for near operands it is small, and so is what it loses.
-        a, b = row_statistics(x), row_statistics(y)
-        d = ((x - a.m) - (y - b.m)) - (a.log_Z - b.log_Z)
+        d = ((a.x - a.row.m) - (b.x - b.row.m)) - (a.row.log_Z - b.row.log_Z)
     else:
-        d = surprise(y, y_form) - surprise(x, x_form)
-    d = np.where((p == 0) & (q == 0) & ~np.isnan(x) & ~np.isnan(y), 0.0, d)
+        d = b.surprise - a.surprise
+    d = np.where((p == 0) & (q == 0) & ~np.isnan(a.x) & ~np.isnan(b.x), 0.0, d)
     # p·(d + expm1(-d)): by its series where |d| < 1, else with q itself, which may be 0.
     near = np.abs(d) < 1
     small = np.where(near, d, 0.0)
     difference = np.where(near, -p * np.expm1(-small), p - q)
     terms = np.where(near, p * small * small * expm1_tail(small), np.where(p == 0, q, p * d - difference))
     return Pair(p, q, difference, d, terms)
+
+
+class Mixture(NamedTuple):
+    """Two distributions and ``m = w·p + (1-w)·q``."""
+
+    log_p_m: Array  # log(p/m)
+    log_q_m: Array  # log(q/m)
+    terms: Array  # of JS, which sum to it: the added m - p and m - q cancel
+
+
+def mixture(t: Pair, w: float) -> Mixture:
+    m = w * t.p + (1.0 - w) * t.q
+    dp, dq = (1.0 - w) * t.difference, -w * t.difference  # p - m and q - m without a subtraction
+    empty = m == 0
+    # Where both are 0 the ratio counts as 1: such a class adds nothing, nor does it to a gradient.
+    rp, rq = (np.where(empty, 0.0, log_ratio(a, m, d)) for a, d in ((t.p, dp), (t.q, dq)))
+    terms = w * divergence_terms(t.p, m, dp, rp) + (1.0 - w) * divergence_terms(t.q, m, dq, rq)
+    return Mixture(rp, rq, np.where(empty, 0.0, terms))
 
 
 def through_form(slope_of_log: Array, slope: Array, p: Array, form: str) -> Array:
@@ -244,7 +276,7 @@ def through_form(slope_of_log: Array, slope: Array, p: Array, form: str) -> Arra
 
 def kl_divergence(x: Array, x_form: str, y: Array, y_form: str) -> tuple[Array, Array, Array]:
     """``Σ p·log(p/q)``, summed as ``Σ[p·log(p/q) - p + q] + Σ(p - q)``, and its two gradients."""
-    t = pair(x, x_form, y, y_form)
+    t = pair(side(x, x_form), side(y, y_form))
     normalised = x_form == y_form == "logits"  # both sum to 1: the second sum is 0
     loss = t.terms.sum(axis=-1) + (0.0 if normalised else t.difference.sum(axis=-1))
     # A constant added to the slope by log p leaves the gradient by logits unchanged: add none there.
@@ -264,17 +296,12 @@ def js_divergence(x: Array, x_form: str, y: Array, y_form: str, w: float) -> tup
 
     ``w(p-m) + (1-w)(q-m) = 0``, so the terms ``a·log(a/m) - a + m`` need no second sum.
     """
-    t = pair(x, x_form, y, y_form)
-    m = w * t.p + (1.0 - w) * t.q
-    dp, dq = (1.0 - w) * t.difference, -w * t.difference  # p - m and q - m without a subtraction
-    empty = m == 0
-    # Where both are 0 the ratio counts as 1: such a class adds nothing, nor does it to a gradient.
-    rp, rq = (np.where(empty, 0.0, log_ratio(a, m, d)) for a, d in ((t.p, dp), (t.q, dq)))
-    terms = w * divergence_terms(t.p, m, dp, rp) + (1.0 - w) * divergence_terms(t.q, m, dq, rq)
-    loss = np.where(empty, 0.0, terms).sum(axis=-1)
+    t = pair(side(x, x_form), side(y, y_form))
+    of_m = mixture(t, w)
+    rp, rq = of_m.log_p_m, of_m.log_q_m
     grad_p = through_form(w * times(t.p, rp), w * rp, t.p, x_form)
     grad_q = through_form((1.0 - w) * times(t.q, rq), (1.0 - w) * rq, t.q, y_form)
-    return loss, grad_p, grad_q
+    return of_m.terms.sum(axis=-1), grad_p, grad_q
 
 
 # --- elements -------------------------------------------------------------------------------------
