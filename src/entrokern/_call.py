@@ -7,6 +7,7 @@ backend and finishes the reduction. A backend never sees user input that has not
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from . import _arrays, _dispatch, _options
 from ._arrays import Array, flat_chunk
 
 CHUNK = 1 << 16  # rows per step wherever the host itself walks over rows
+LEADING_BITS = -1 << 29  # of a float64: its sign, exponent and the first 24 bits of its digits
 SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
@@ -126,6 +128,16 @@ def check_targets(call: Call) -> None:
         )
 
 
+def with_rows_renamed(message: str, rename: Callable[[tuple[int, ...]], tuple[int, ...]]) -> str:
+    """An error's `message` with the rows that it names called as in a larger array that theirs is a part of."""
+
+    def renamed(match: re.Match[str]) -> str:
+        place = rename(tuple(int(i) for i in re.findall(r"\d+", match[0])))
+        return f"row {place[0] if len(place) == 1 else place}"
+
+    return re.sub(r"\brow (\d+|\(\d+(, \d+)*,?\))", renamed, message)
+
+
 def counted_chunk(call: Call, start: int, stop: int) -> Array:
     """``s_i`` of rows ``start:stop`` as float64, 0 for rows that are ignored."""
     if call.sample_weight is None:
@@ -153,10 +165,19 @@ def counts_every_row(call: Call) -> bool:
 
 def denominator(call: Call) -> float:
     """What a mean divides by: ``Σ s_i·w_{y_i}`` for labels, ``Σ s_i`` else, over the rows that count."""
+    return sum_of_parts(*denominator_parts(call))
+
+
+def denominator_parts(call: Call) -> tuple[float, float]:
+    """The denominator as the sum of the numbers' leading 24 bits and that of the rest.
+
+    The first is exact unless the numbers differ by many orders of magnitude, and so is all that is left of the second
+    when both are added: the denominator does not depend on how the rows are cut.
+    """
     if counts_every_row(call):
-        return float(call.n_rows)
+        return float(call.n_rows), 0.0
     weighted = call.labels is not None and call.class_weight is not None
-    total = 0.0
+    high = low = 0.0
     for start, stop in chunks(call.n_rows):
         s = counted_chunk(call, start, stop)
         if weighted:
@@ -164,8 +185,14 @@ def denominator(call: Call) -> float:
             labels = flat_chunk(call.labels, start, stop)
             # An ignored label is no class: read class 0's weight for it and count it 0 times.
             s *= call.class_weight[np.where(s == 0, 0, labels).astype(np.int64)]
-        total += float(s.sum())
-    return total
+        leading = (s.view(np.int64) & LEADING_BITS).view(np.float64)
+        with np.errstate(invalid="ignore"):  # a weight of inf
+            high, low = high + float(leading.sum()), low + float((s - leading).sum())
+    return high, low
+
+
+def sum_of_parts(high: float, low: float) -> float:
+    return high + low if math.isfinite(high) else high
 
 
 class Map(NamedTuple):
@@ -290,17 +317,20 @@ def execute(
     if result is None:
         return
     if reduction == "mean":
-        scale = scale if mean_gradient else denominator(call)
-        if scale == 0:
-            if on_empty == "raise":
-                raise_empty()
-            total, scale = (0.0, 1.0) if on_empty == "zero" else (math.nan, 1.0)
-        total /= scale
+        total = mean(total, scale if mean_gradient else denominator(call), on_empty)
     if SMALLEST <= abs(total) <= LARGEST:
         result[...] = total
     else:
         with np.errstate(all="ignore"):  # a step that costs more than all others here
             result[...] = total
+
+
+def mean(total: float, denominator: float, on_empty: str) -> float:
+    if denominator != 0:
+        return total / denominator
+    if on_empty == "raise":
+        raise_empty()
+    return 0.0 if on_empty == "zero" else math.nan
 
 
 def raise_empty() -> None:

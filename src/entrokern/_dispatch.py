@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
@@ -106,6 +107,12 @@ def _refuse_two_devices(arrays: dict[str, Any]) -> None:
             )
 
 
+def any_lazy(values: Iterable[Any]) -> bool:
+    """Whether a Dask array is among `values`; where none can be, without looking at them."""
+    dask_array = sys.modules.get("dask.array")
+    return dask_array is not None and any(isinstance(value, dask_array.Array) for value in values)
+
+
 def _described(array: Any) -> str:
     return f"a {type(array).__module__.partition('.')[0]} {type(array).__name__}"
 
@@ -129,11 +136,11 @@ def override() -> str | None:
 
 
 def backend(library: str = "numpy") -> Backend:
-    return _module(chosen(library))
+    return named(chosen(library))
 
 
 @functools.cache
-def _module(name: str) -> Backend:
+def named(name: str) -> Backend:
     module: Any = importlib.import_module(BACKENDS[name].module)
     return module
 

@@ -7,6 +7,7 @@ depends on the data and its place (labels out of range, denominators, overlap) i
 
 Calls that are not plain have no plan and are checked in full each time: those with lists, broadcast or
 converted operands, a class axis that is not the last, class weights, results in place, or ``validate=True``.
+Those with Dask arrays go their own way (`dask/`), block by block.
 """
 
 from __future__ import annotations
@@ -54,6 +55,11 @@ def planned(function: Callable[P, R]) -> Callable[P, R]:
         plan = plans.get(key)
         if plan is not None and not plan.may_overlap(arrays):
             return plan.run(arrays)
+        if key is None and _dispatch.any_lazy((*args, *options.values())):
+            from . import dask
+
+            lazy: R = dask.lazily(call, args, options)
+            return lazy
         job: Any = function(*args, **options)
         result: R = job.run()
         if key is not None and is_repeatable(job, arrays):

@@ -10,8 +10,9 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
@@ -51,6 +52,20 @@ def choose(n: int) -> None:
     _chosen = n
 
 
+_of_thread = threading.local()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in the calling thread alone, whatever was chosen: it is one of several that do."""
+    alone = getattr(_of_thread, "alone", False)
+    _of_thread.alone = True
+    try:
+        yield
+    finally:
+        _of_thread.alone = alone
+
+
 def _forget() -> None:
     """In a forked child: the parent's threads do not exist here."""
     global _pool, _lock
@@ -84,7 +99,10 @@ def sum_chunks(count: int, work: Callable[[int], float]) -> float:
         sums[i] = work(i)
 
     run_chunks(count, run)
-    return math.fsum(sums)
+    try:
+        return math.fsum(sums)
+    except (ValueError, OverflowError):  # infinities of both signs; a sum beyond float64
+        return sum(sums)
 
 
 def run_chunks(count: int, work: Callable[[int], None]) -> None:
@@ -93,7 +111,8 @@ def run_chunks(count: int, work: Callable[[int], None]) -> None:
     If a call raises, chunks not yet begun are dropped, running ones are awaited, and the exception of
     the lowest chunk is raised: when this function ends, no thread works for it any more.
     """
-    threads = min(num_threads(), count) if count > 1 else 1  # how many there are is a file's read away
+    many = count > 1 and not getattr(_of_thread, "alone", False)
+    threads = min(num_threads(), count) if many else 1  # how many there are is a file's read away
     if threads <= 1:
         for i in range(count):
             work(i)
