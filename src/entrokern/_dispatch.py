@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
@@ -60,6 +62,7 @@ MAIN = {"x", "p", "q", "log_p", "log_q"}
 PLAIN = {np.ndarray, type(None), list, tuple, int, float}
 
 _override: str | None = None
+_pinned: ContextVar[str | None] = ContextVar("pinned", default=None)  # in this thread alone
 
 
 def library_of(**arrays: Any) -> str:
@@ -119,6 +122,8 @@ def _described(array: Any) -> str:
 
 def chosen(library: str = "numpy") -> str:
     """The name of the backend that runs calls on arrays of `library`."""
+    if (name := _pinned.get()) is not None:
+        return name
     if _override is None:
         return DEFAULT[library]
     if BACKENDS[_override].library != library:
@@ -128,6 +133,16 @@ def chosen(library: str = "numpy") -> str:
             "convert them, or let the arrays decide: use_backend('auto')"
         )
     return _override
+
+
+@contextmanager
+def pinned(name: str) -> Iterator[None]:
+    """Run this thread's calls on the named backend, whatever is in force elsewhere."""
+    token = _pinned.set(name)
+    try:
+        yield
+    finally:
+        _pinned.reset(token)
 
 
 def override() -> str | None:

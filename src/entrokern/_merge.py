@@ -108,9 +108,11 @@ def merged(a: Statistics, b: Statistics, temperature: float, class_mass_a: float
     new: Statistics = {}
     of_p = join(new, a, b, "", temperature) if "max" in a else None
     of_q = join(new, a, b, "q_", temperature) if "q_max" in a else None
-    for name in ("mass", "label_weight", "above"):
+    for name in ("mass", "label_weight", "above", "kept"):
         if name in a:
             new[name] = a[name] + b[name]
+    if "binary_cross_entropy" in a:
+        add(new, a, b, "binary_cross_entropy")
     for name in ("ignored", "sample_weight"):  # the rows' own: the same in every slice
         if name in a:
             new[name] = a[name]

@@ -129,8 +129,10 @@ def _mass(q: Any, class_weight: Array | None) -> Array:
     """``Σ w·q`` of each row of the slice."""
     if class_weight is None:
         return np.sum(q, axis=-1, dtype=np.float64)
-    sums = [(rows * class_weight).sum(axis=-1) for _, rows in _validate.row_chunks(q)]
-    return np.concatenate(sums).reshape(q.shape[:-1])
+    mass = _arrays.empty(q.shape[:-1], np.dtype(np.float64), q)
+    for start, rows in _validate.row_chunks(q):
+        mass.reshape(-1)[start : start + len(rows)] = (rows * class_weight).sum(axis=-1)
+    return mass
 
 
 def _surprise_at_all(call: Call, precise: bool) -> Array:

@@ -22,6 +22,7 @@ from .reference import times
 from .score import NEEDS_LABELS, Score, output_names
 
 QUANTITIES = ("cross_entropy", "entropy", "kl_divergence", "score")
+DIVERGENCES = ("kl_divergence", "js_divergence")
 MAPS = ("grad", "hess")
 
 
@@ -98,12 +99,18 @@ class Partial:
             if self.setting.quantity == "score":
                 if reduction != "none":
                     raise ValueError(f"reduction={reduction!r}, but results of quantity='score' are of rows")
-                return Score(**{name: self._output(name) for name in self.setting.outputs})
+                return Score(**{name: self.result(name) for name in self.setting.outputs})
             loss = self.loss()
             if reduction == "none":
                 return self._rounded(loss)
             total: Array = np.sum(loss, dtype=np.float64)
-            return self._rounded(total if reduction == "sum" else self._mean(total, on_empty))
+            if reduction == "mean":
+                denominator = self.denominator()
+                if on_empty == "raise" and bool(denominator == 0):
+                    raise_empty()
+                empty = math.nan if on_empty == "nan" else 0.0
+                total = np.where(denominator == 0, empty, total / denominator)
+            return self._rounded(total)
 
     def gradient(
         self,
@@ -203,18 +210,16 @@ class Partial:
         weight, ignored = self.arrays.get("sample_weight"), self.arrays.get("ignored")
         return weight if ignored is None else np.where(ignored, 0.0, 1.0 if weight is None else weight)
 
-    def _mean(self, total: Array, on_empty: str) -> Array:
+    def denominator(self) -> Array:
+        """What a mean divides by: ``Σ s·w_y`` for labels, ``Σ s`` else."""
         weight = self.weight
         if "label_weight" in self.arrays:
             weight = times(weight, self.arrays["label_weight"])
-        denominator = np.sum(weight) if weight is not None else float(math.prod(self.some.shape))
-        if on_empty == "raise" and bool(denominator == 0):
-            raise_empty()
-        return np.where(denominator == 0, math.nan if on_empty == "nan" else 0.0, total / denominator)
+        return np.asarray(float(math.prod(self.some.shape))) if weight is None else np.sum(weight)
 
     @property
     def of_logits(self) -> bool:
-        return self.setting.form == "logits"
+        return "max" in self.arrays
 
     def lse(self) -> Array:
         """Logsumexp of the transformed logits, float64."""
@@ -229,7 +234,7 @@ class Partial:
         """``ℓ`` of each row, weighted."""
         s, arrays = self.setting, self.arrays
         loss: Array = 0.0
-        if s.quantity in ("entropy", "kl_divergence"):
+        if s.quantity in arrays:
             undefined = self.undefined()
             if "q_max" in arrays:
                 undefined = undefined | ~np.isfinite(arrays["q_max"])
@@ -259,7 +264,10 @@ class Partial:
         # A label of weight 0 is left out, infinite or not; of other forms than logits, a NaN stays.
         return np.where(weight == 0, 0.0, weight * surprise) if self.of_logits else times(weight, surprise)
 
-    def _output(self, name: str) -> Array:
+    def result(self, name: str) -> Array:
+        """A result of the rows, by its name in `score`."""
+        if name == "loss":
+            return self._rounded(self.loss())
         arrays, m = self.arrays, self.arrays["max"]
         if name in NEEDS_LABELS:
             ignored = arrays["ignored"] | np.isnan(m)
@@ -268,8 +276,6 @@ class Partial:
             return self._rounded(np.where(ignored | (m == -np.inf), np.nan, -get(arrays, "surprise")))
         if name == "argmax":
             return np.where(np.isnan(m), -1, arrays["argmax"])
-        if name == "loss":
-            return self._rounded(self.loss())
         if name == "lse":
             return self._rounded(self.lse())
         value = self.setting.unit * get(arrays, "entropy") if name == "entropy" else np.exp(-get(arrays, "log_Z"))
@@ -394,17 +400,31 @@ def partial(
                 if target_logit is None
                 else "target_logit is for the output 'rank' of quantity='score'; leave it out"
             )
-        kind = _kind_of_target(call)
-        operands = {"x": call.x} if quantity != "kl_divergence" else {"p": call.x, "q": call.y}
-        dtype = _arrays.row_dtype(_arrays.common_dtype(**operands))
-        setting = Setting(
-            quantity, call.form, call.y_form if quantity == "kl_divergence" else kind, names, dtype.name,
-            call.temperature, call.softcap, call.label_smoothing, call.z_loss, call.unit,
-        )  # fmt: skip
-        class_mass = float(call.k) if call.class_weight is None else float(call.class_weight.sum())
-        with np.errstate(all="ignore"):
-            found = _slices.statistics(call, class_start, names, target_logit, precise)
-        return Partial(setting, call.k, class_mass, found)
+        return of_slice(call, class_start, names, target_logit, precise)
+
+
+def of_slice(call: Call, class_start: int, names: tuple[str, ...], target_logit: Any, precise: bool) -> Partial:
+    """The `Partial` of a checked call on a slice."""
+    with np.errstate(all="ignore"):
+        return holding(call, _slices.statistics(call, class_start, names, target_logit, precise), names)
+
+
+def holding(call: Call, arrays: Statistics, names: tuple[str, ...] = ()) -> Partial:
+    """A `Partial` with the options of `call` and these statistics."""
+    operands = {"x": call.x} if call.quantity not in DIVERGENCES else {"p": call.x, "q": call.y}
+    setting = Setting(
+        call.quantity, call.form, call.y_form if len(operands) > 1 else _kind_of_target(call), names,
+        _arrays.row_dtype(_arrays.common_dtype(**operands)).name, call.temperature, call.softcap, call.label_smoothing,
+        call.z_loss, call.unit,
+    )  # fmt: skip
+    class_mass = float(call.k) if call.class_weight is None else float(call.class_weight.sum())
+    return Partial(setting, call.k, class_mass, arrays)
+
+
+def _refuse(quantity: str, **options: tuple[Any, Any]) -> None:
+    for name, (value, default) in options.items():
+        if value is not default and value != default:
+            raise ValueError(f"{name} does not apply to quantity={quantity!r}; leave it out")
 
 
 def _kind_of_target(call: Call) -> str:
@@ -421,12 +441,6 @@ def _score_outputs(call: Call, outputs: Sequence[str] | str | None) -> tuple[str
                 f"output {name!r} is no statistic of a slice; ask for Partial.gradient once all are merged"
             )
     return tuple(names)
-
-
-def _refuse(quantity: str, **options: tuple[Any, Any]) -> None:
-    for name, (value, default) in options.items():
-        if value is not default and value != default:
-            raise ValueError(f"{name} does not apply to quantity={quantity!r}; leave it out")
 
 
 def _call_of_distributions(

@@ -34,13 +34,13 @@ class Work:
 
     def __call__(self, place: Place, denominator: Any, *blocks: Any) -> Any:
         operands = dict(zip(self.names, map(only, blocks), strict=True))
-        with _threads.one_thread(), _naming_rows_of(place), _device_of(operands):
+        with _threads.one_thread(), naming_rows_of(place), device_of(operands):
             job: Job = self.function.__wrapped__(**operands, **self.options)
             total = self._run(job, denominator)
             outputs = job.outputs
             if self.reduced:
                 parts = _call.denominator_parts(_on_host(job.call))
-                outputs = (_record(place, total, *parts), *outputs[1:])
+                outputs = (record(place, total, *parts), *outputs[1:])
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def _run(self, job: Job, denominator: Any) -> float:
@@ -99,10 +99,10 @@ class Count:
             is_labels = len(self.axes[name]) < len(sizes)
             nothing = np.zeros((), np.int64 if is_labels else np.float64)
             operands[name] = np.broadcast_to(nothing, [int(sizes[a]) for a in self.axes[name]])
-        with _naming_rows_of(place):
+        with naming_rows_of(place):
             call = self.function.__wrapped__(**operands, **self.options).call
             _call.check_targets(call)
-            return _record(place, 0.0, *_call.denominator_parts(call))
+            return record(place, 0.0, *_call.denominator_parts(call))
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def only(block: Any) -> Any:
     return block
 
 
-def _record(place: Place, *numbers: float) -> Array:
+def record(place: Place, *numbers: float) -> Array:
     return np.array(numbers).reshape((1,) * len(place) + (RECORD,))
 
 
@@ -164,13 +164,13 @@ def _on_host(call: Call) -> Call:
     return call
 
 
-def _device_of(operands: dict[str, Any]) -> AbstractContextManager[Any]:
+def device_of(operands: dict[str, Any]) -> AbstractContextManager[Any]:
     name, first = next(iter(operands.items()))
     return _device.device_of(first, name) if _device.is_device_array(first) else nullcontext()
 
 
 @contextmanager
-def _naming_rows_of(place: Place) -> Iterator[None]:
+def naming_rows_of(place: Place) -> Iterator[None]:
     """Call the rows that errors name as in the whole arrays."""
     try:
         yield
