@@ -755,7 +755,12 @@ def concatenate(tup: Any, axis: int | None = 0) -> ndarray:
 
 @_public
 def where(condition: Any, x: Any, y: Any) -> ndarray:
-    return _on_device(np.where(_operand(condition), _operand(x), _operand(y)))
+    return _on_device(np.where(_operand(_array_only(condition)), _operand(x), _operand(y)))
+
+
+@_public
+def take_along_axis(a: ndarray, indices: ndarray, axis: int | None) -> ndarray:
+    return _on_device(np.take_along_axis(_operand(_array_only(a)), _operand(_array_only(indices)), axis))
 
 
 @_public

@@ -192,6 +192,17 @@ def test_odd_rows(ends: tuple[int, ...], host_backend: str) -> None:
                         )
 
 
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_means_where_every_row_counts(backend: str) -> None:
+    x = np.random.default_rng(4).normal(size=(5, 6))
+    move = device.to_device if backend == "cuda" else np.asarray
+    parts = [ek.partial(move(x[:, c : c + 3].copy()), quantity="entropy", form="logits") for c in (0, 3)]
+    got = ek.combine(*parts).finish(6, reduction="mean")
+    assert got.shape == ()
+    want = ek.entropy(x, form="logits", reduction="mean")
+    np.testing.assert_allclose(device.to_host(got) if backend == "cuda" else got, want, rtol=1e-14)
+
+
 def merge(x: Array, target: Array | None, ends: tuple[int, ...], **options: Any) -> ek.Partial:
     """All slices of the last axis, combined."""
     k, weight = x.shape[-1], options.pop("class_weight", None)

@@ -105,7 +105,7 @@ class Partial:
                 return self._rounded(loss)
             total: Array = np.sum(loss, dtype=np.float64)
             if reduction == "mean":
-                denominator = self.denominator()
+                denominator = self.denominator() * np.ones_like(total)
                 if on_empty == "raise" and bool(denominator == 0):
                     raise_empty()
                 empty = math.nan if on_empty == "nan" else 0.0
@@ -215,7 +215,7 @@ class Partial:
         weight = self.weight
         if "label_weight" in self.arrays:
             weight = times(weight, self.arrays["label_weight"])
-        return np.asarray(float(math.prod(self.some.shape))) if weight is None else np.sum(weight)
+        return float(math.prod(self.some.shape)) if weight is None else np.sum(weight)
 
     @property
     def of_logits(self) -> bool:

@@ -46,7 +46,7 @@ def logsumexp(z: Array) -> Array:
 def log_softmax(z: Array) -> Array:
     row = row_statistics(z)
     # (z - m) - log Z, never z - lse: at |z| = 1e8 the logarithm would be lost in lse.
-    return np.where(np.isposinf(row.m), z - row.m, (z - row.m) - row.log_Z)
+    return np.where(row.m == np.inf, z - row.m, (z - row.m) - row.log_Z)
 
 
 def softmax(z: Array) -> Array:
@@ -66,7 +66,7 @@ def surprise_of_logits(z: Array, row: RowStatistics | None = None) -> Array:
     """``-log p``: all terms of ``log Z + (m - z)`` are non-negative."""
     row = row_statistics(z) if row is None else row
     # A logit of +inf takes all the probability; its own surprise is undefined (inf - inf).
-    return np.where(np.isposinf(row.m), row.m - z, row.log_Z + (row.m - z))
+    return np.where(row.m == np.inf, row.m - z, row.log_Z + (row.m - z))
 
 
 def soft_capped(x: Array, softcap: float | None) -> tuple[Array, Array | float]:
@@ -127,7 +127,7 @@ def cross_entropy(x: Array, b: Array, form: str) -> tuple[Array, Array, Array]:
     I = surprise(x, form)  # noqa: E741
     # A NaN makes its row NaN, also where the target is 0 (the NaN of inf - inf at +inf does not).
     loss = np.where(b == 0, 0.0, b * I).sum(axis=-1)
-    undefined = np.isnan(b) | (np.isnan(I) & ~np.isposinf(x))
+    undefined = np.isnan(b) | (np.isnan(I) & (x != np.inf))
     loss = np.where(undefined.any(axis=-1), np.nan, loss)
     if form == "log_probs":
         return loss, -b, np.zeros_like(b)
