@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -56,5 +58,21 @@ def complaint(capsys):
         assert err.endswith("\n")
         assert err.count("\n") == 1
         return err[len("entrokern: ") : -1]
+
+    return run
+
+
+@pytest.fixture
+def peak_mb():
+    """Run a command in a process of its own and return its peak memory in MB; without one, that of loading Numba."""
+
+    def run(*args: str) -> float:
+        code = (
+            "import resource, sys, numba; from entrokern.cli import main; "
+            "code = main(sys.argv[1:]) if sys.argv[1:] else 0; "
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000, file=sys.stderr); sys.exit(code)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
+        return float(done.stderr)
 
     return run

@@ -38,8 +38,8 @@ SIGNATURES = {
     "softmax": "x, *, axis=-1, out=None",
 }
 OTHER_NAMES = {
-    "Accumulator", "Partial", "Score", "StreamSummary", "backends", "combine", "partial", "set_num_threads", "show_info",
-    "use_backend", "warmup",
+    "Accumulator", "Partial", "Score", "StreamSummary", "backends", "combine", "partial", "set_num_threads",
+    "show_info", "use_backend", "warmup",
 }  # fmt: skip
 
 

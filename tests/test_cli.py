@@ -9,7 +9,6 @@ import pytest
 
 import entrokern as ek
 from entrokern import cli
-from entrokern._quantiles import Quantiles
 
 pytest_plugins = ["cli_fixtures"]
 N = 1000  # rows of the files
@@ -222,16 +221,3 @@ def test_the_summary_to_read(files, capsys):
         assert any(line.startswith(start) for line in lines), start
     assert any(line.endswith(" bits") for line in lines)
     assert lines[-1] == "wrote o.npy: loss"
-
-
-def test_quantiles_that_do_not_fit_are_close():
-    rng = np.random.default_rng(3)
-    values = np.concatenate([rng.exponential(size=20_000), -rng.exponential(size=100), np.zeros(50), [np.inf]])
-    rng.shuffle(values)
-    quantiles = Quantiles(values.size, kept=1000)
-    for part in np.array_split(values, 7):
-        quantiles.add(part)
-    fractions = [0, 0.004, 0.006, 0.01, 0.5, 0.9, 0.999, 1]
-    exact = np.quantile(values, fractions, method="inverted_cdf")
-    assert not quantiles.exact
-    np.testing.assert_allclose(quantiles.at(fractions), exact, rtol=2**-10)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -29,7 +27,7 @@ def command(*args: str, **options) -> subprocess.CompletedProcess[str]:
 
 BAD_CALLS = [
     ("score missing.npy", "missing.npy: No such file or directory"),
-    ("score text.txt", "text.txt is neither a .npy nor a .npz file"),
+    ("score text.txt", "text.txt: the name says how to read; end it in .npy, "),
     ("score notes.npy", "notes.npy is not an array that NumPy saved"),
     ("score notes.npz", "notes.npz is not a .npz file, or damaged"),
     ("score cut.npy", "cut.npy is truncated: float32 (1000, 7) takes 28,000 bytes, but 27,900 follow"),
@@ -63,7 +61,7 @@ BAD_CALLS = [
     ("score p.npy y.npy --form probs --out o.npy --outputs lse", "--loss ce of probs has no output 'lse'"),
     ("score x.npy q.npy --out o.npy --outputs rank", "output 'rank' needs integer labels"),
     ("score x.npy y.npy --out o.npy --outputs loss,rank", "a .npy file holds one array, not 2"),
-    ("score x.npy y.npy --out o.txt", "end it in .npy, .npz or .csv"),
+    ("score x.npy y.npy --out o.txt", "end it in .npy, .npz, .csv, .parquet, "),
     ("score x.npy y.npy --out nowhere/o.npy", "cannot write nowhere/o.npy: No such file or directory"),
     ("score x.npy y.npy --out folder.npy", "--out folder.npy is a folder"),
     ("score x.npy y.npy --out ./y.npy", "--out ./y.npy is a file that is read"),
@@ -157,11 +155,10 @@ def test_a_file_that_shrinks_while_read_is_refused(files, complaint, monkeypatch
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_no_half_file_remains(files, monkeypatch, capsys, name, error):
     Path(name).write_text("as before")
-    run, calls = _scoring._Job.run, []
+    run = _scoring._Job.run
 
     def failing(job, start, arrays):
-        calls.append(start)
-        if len(calls) == 3:
+        if start == 128:
             raise error
         return run(job, start, arrays)
 
@@ -169,23 +166,12 @@ def test_no_half_file_remains(files, monkeypatch, capsys, name, error):
     args = ["score", "x.npy", "y.npy", "--out", name, "--block-rows", "64"]
     if error is KeyboardInterrupt:
         assert cli.main(args) == 130
-        assert capsys.readouterr().err == "entrokern: interrupted\n"
+        assert capsys.readouterr().err == "entrokern: interrupted; run again with --resume to continue at row 128\n"
     else:
         with pytest.raises(RuntimeError):  # a fault of ours is not dressed up as one of the user's
             cli.main(args)
     assert Path(name).read_text() == "as before"
-    assert not [other for other in os.listdir() if other.endswith(".part")]
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_gets_one_line(files, complaint, monkeypatch):
-    from entrokern import _sinks
-
-    def full(path, mode):
-        return open("/dev/full", mode, buffering=0)
-
-    monkeypatch.setattr(_sinks, "open", full, raising=False)
-    assert complaint("score", "x.npy", "y.npy", "--out", "o.csv") == "cannot write o.csv: No space left on device"
+    assert not [path for path in Path(f".{name}.entrokern").iterdir() if "part" in path.name]
 
 
 def test_progress_is_for_terminals_only(files, monkeypatch, capsys):
@@ -197,6 +183,8 @@ def test_progress_is_for_terminals_only(files, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert "#" in err
     assert "100 %" in err
+    assert "rows/s" in err
+    assert "GB/s" in err
     assert err.endswith("\r\x1b[K")
 
 
@@ -237,20 +225,23 @@ def test_the_library_does_not_load_the_command_line():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def peak_mb(*args: str) -> float:
-    """Peak memory of a command, in MB."""
-    code = (
-        "import resource, sys; from entrokern.cli import main; code = main(sys.argv[1:]); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000, file=sys.stderr); sys.exit(code)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
-    return float(done.stderr)
+@pytest.mark.slow
+def test_a_large_file_takes_little_memory(tmp_path, monkeypatch, peak_mb):
+    """4 GB take at most 400 MB on top of an interpreter that has loaded Numba."""
+    monkeypatch.chdir(tmp_path)
+    n, k = 1_000_000, 1000
+    with open("x.npy", "wb") as file:  # a hole in a file reads as zeros
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (n, k)})
+        file.truncate(file.tell() + 4 * n * k)
+    np.save("y", np.zeros(n, np.int64))
+    peak = peak_mb("score", "x.npy", "y.npy", "--out", "o.npz", "--outputs", "loss,rank")
+    assert peak - peak_mb() < 400
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("k", [10, 1000])
-def test_memory_is_bounded(tmp_path, monkeypatch, k, order):
+def test_memory_is_bounded(tmp_path, monkeypatch, peak_mb, k, order):
     """A file of 200 MB takes less than half of that on top of what a small one takes."""
     monkeypatch.chdir(tmp_path)
     n = 50_000_000 // k
@@ -269,35 +260,3 @@ def test_memory_is_bounded(tmp_path, monkeypatch, k, order):
         for name in ("small", "large")
     ]  # fmt: skip
     assert peaks[1] - peaks[0] < (150 if order == "F" else 100)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("sent", "code", "message"), [(signal.SIGINT, 130, "entrokern: interrupted\n"), (signal.SIGTERM, 143, "")]
-)
-def test_signals_end_it_cleanly(tmp_path, monkeypatch, sent, code, message):
-    monkeypatch.chdir(tmp_path)
-    np.save("x", np.zeros((2_000_000, 20), np.float32))
-    np.save("y", np.zeros(2_000_000, np.int64))
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "entrokern",
-            "score",
-            "x.npy",
-            "y.npy",
-            "--block-rows",
-            "20",
-            "--out",
-            "o.npy",
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not [name for name in os.listdir() if name.endswith(".part")]:
-        time.sleep(0.01)
-    process.send_signal(sent)
-    _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (code, message)
-    assert sorted(os.listdir()) == ["x.npy", "y.npy"]

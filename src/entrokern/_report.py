@@ -10,6 +10,7 @@ import numpy as np
 from ._arrays import Array
 from ._tally import Rows, Tally, exponential
 
+TOGETHER = 1 << 13  # rows that are counted at once: what waits for others is part of what a run keeps
 KEPT = 1 << 24  # values that quantiles are exact of: up to 128 MB
 FRACTIONS = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 FRACTION_NAMES = ("min", "5 %", "25 %", "median", "75 %", "95 %", "99 %", "max")
@@ -35,10 +36,12 @@ class Summary:
     tally: Tally = field(default_factory=lambda: Tally(KEPT))
     first_nan_row: int = -1
     hardest: list[dict[str, Any]] = field(default_factory=list)
+    _waiting: list[tuple[int, dict[str, Array]]] = field(default_factory=list)
+    _rows_waiting: int = 0
 
     @property
     def rows(self) -> int:
-        return self.tally.rows
+        return self.tally.rows + self._rows_waiting
 
     def add(
         self,
@@ -48,10 +51,34 @@ class Summary:
         labels: Array | None,
         weight: Array | None,
     ) -> None:
-        """Take the results of the rows from number `start` on.
+        """Take the results of the rows from number `start` on, the next after those taken before.
 
         `counts` says which rows count (``None``: all), `weight` what each adds to the mean's denominator.
         """
+        taken = {name: columns[name] for name in (self.value, "argmax", "rank") if name in columns}
+        beside = {"counts": counts, "labels": labels, "weight": weight}
+        taken |= {name: column for name, column in beside.items() if column is not None}
+        if self._waiting and taken.keys() != self._waiting[0][1].keys():
+            self.settle()
+        # Labels are a view of what is read next; a few rows of small blocks are not worth a count of their own.
+        self._waiting.append((start, {name: column.copy() for name, column in taken.items()}))
+        self._rows_waiting += taken[self.value].size
+        if self._rows_waiting >= TOGETHER:
+            self.settle()
+
+    def settle(self) -> None:
+        """Count what has been taken."""
+        if not self._waiting:
+            return
+        start = self._waiting[0][0]
+        columns = {name: np.concatenate([taken[name] for _, taken in self._waiting]) for name in self._waiting[0][1]}
+        self._waiting, self._rows_waiting = [], 0
+        beside = (columns.pop(name, None) for name in ("counts", "labels", "weight"))
+        self._count(start, columns, *beside)
+
+    def _count(
+        self, start: int, columns: dict[str, Array], counts: Array | None, labels: Array | None, weight: Array | None
+    ) -> None:
         values = columns[self.value]
         order = {name: columns[name] for name in ("argmax", "rank") if name in columns}
         rows = Rows(values, weight=weight, labels=labels, **order)
@@ -87,6 +114,7 @@ class Summary:
 
     def facts(self, base: float | None, perplexity: bool) -> dict[str, Any]:
         """The summary as plain numbers, by name. A NaN or an infinite value is in the mean like any other."""
+        self.settle()
         tally, mean = self.tally, self.tally.mean(keep=True)
         facts: dict[str, Any] = {
             "rows": tally.rows,

@@ -3,183 +3,150 @@
 from __future__ import annotations
 
 import os
-import re
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _arrays, losses
+from . import __version__, _arrays, _bad_rows
 from ._arrays import Array
-from ._files import InputError, StoredArray, blocks, members, open_array, ranges, split_name
+from ._bad_rows import BadRows
+from ._call import bad_binary_targets, bad_labels, with_rows_renamed
 from ._report import Summary
-from ._sinks import saving
-from .score import score
+from ._requests import LOSSES, Columns, Request, fitting
+from .files import InputError, StoredArray, blocks, labels_beside, open_array, ranges, refuse_input, split_name, stamp
+from .files.stored import BLOCK_BYTES
+from .files.work import Unresumable, Work, working
 
-# Read at a time: large enough for threads to pay, small enough to stay in the last cache until it is scored.
-# Classes that lie apart are read one by one: longer pieces of them.
-BLOCK_BYTES, SCATTERED_BYTES = 8 << 20, 16 << 20
+SCATTERED_BYTES = 16 << 20  # read at a time where classes lie apart and are read one by one: longer pieces of them
 
-Columns = dict[str, Array]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for: `options` are those of the loss, by the library's names."""
-
-    x: str
-    y: str | None = None
-    loss: str | None = None
-    form: losses.Form = "logits"
-    y_form: losses.Form | None = None
-    axis: int = -1
-    outputs: tuple[str, ...] = ()
-    out: str | None = None
-    n_hardest: int = 5
-    block_rows: int | None = None
-    bfloat16: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
+Stamps = dict[str, tuple[int, ...]]
 
 
-class Loss(NamedTuple):
-    """A loss of the command line: `run` gives the named results of a block of rows."""
-
-    run: Callable[[Request, tuple[str, ...], Array, Any], Columns]
-    about: str
-    options: tuple[str, ...]
-    outputs: tuple[str, ...]  # the first is the loss itself
-    logits_outputs: tuple[str, ...] = ()  # known only where logits came
-    needs: str = ""  # what the second array is
-
-
-def _cross_entropy(request: Request, names: tuple[str, ...], x: Array, y: Array) -> Columns:
-    if request.form == "logits":
-        return _scored(names, score(x, y, outputs=names, **request.options))
-    loss = losses.cross_entropy(x, y, form=request.form, reduction="none", **request.options)
-    # Only the order of the classes matters to these, and that is the same in every form.
-    ignore = request.options.get("ignore_index")
-    order = tuple(name for name in names if name in ("argmax", "rank"))
-    columns = {"loss": loss} | (_scored(order, score(x, y, outputs=order, ignore_index=ignore)) if order else {})
-    if "entropy" in names:
-        columns["entropy"] = losses.entropy(x, form=request.form, base=request.options.get("base"))
-    return columns
-
-
-def _entropy(request: Request, names: tuple[str, ...], x: Array, _: None) -> Columns:
-    if request.form == "logits":
-        return _scored(names, score(x, outputs=names, **request.options))
-    columns = {"entropy": losses.entropy(x, form=request.form, **request.options)}
-    if "argmax" in names:
-        columns |= _scored(("argmax",), score(x, outputs="argmax"))
-    return columns
-
-
-def _binary(request: Request, _: tuple[str, ...], x: Array, y: Array) -> Columns:
-    axis = None if x.ndim == 1 else -1
-    loss = losses.binary_cross_entropy(x, y, form=request.form, axis=axis, reduction="none", **request.options)
-    return {"loss": loss}
-
-
-def _divergence(request: Request, _: tuple[str, ...], x: Array, y: Array) -> Columns:
-    measure = losses.js_divergence if request.loss == "js" else losses.kl_divergence
-    q_form = request.y_form or request.form
-    return {"loss": measure(x, y, p_form=request.form, q_form=q_form, **request.options)}
-
-
-def _scored(names: tuple[str, ...], record: Any) -> Columns:
-    return {name: getattr(record, name) for name in names}
-
-
-_LOGITS_ONLY = ("temperature", "softcap")
-_OTHER = "the second distributions, or one row of them"
-LOSSES = {
-    "ce": Loss(
-        _cross_entropy,
-        "cross-entropy with labels or target distributions Y",
-        ("class_weight", "label_smoothing", "ignore_index", *_LOGITS_ONLY),
-        ("loss", "argmax", "rank", "entropy"),
-        ("lse", "log_prob", "max_prob"),
-        needs="labels or target distributions",
-    ),
-    "bce": Loss(
-        _binary,
-        "binary cross-entropy with targets Y, summed over the classes",
-        ("pos_weight", "label_smoothing", "ignore_index"),
-        ("loss",),
-        needs="targets of X's shape",
-    ),
-    "kl": Loss(_divergence, "KL(X‖Y)", ("temperature",), ("loss",), needs=_OTHER),
-    "js": Loss(_divergence, "JS(X, Y)", ("temperature",), ("loss",), needs=_OTHER),
-    "entropy": Loss(_entropy, "entropy of X", _LOGITS_ONLY, ("entropy", "argmax"), ("lse", "max_prob")),
-}
-
-
-def score_files(request: Request, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def score_files(request: Request, progress: Callable[[int, int, str, int], None]) -> dict[str, Any]:
     """Score the rows of a file and write what is asked for; return the summary's facts.
 
-    `progress` is called with the rows done and all rows.
+    `progress` is called with the rows done, all rows, how fast it goes, and the rows that an earlier run has done.
     """
     begun = time.perf_counter()
     with ExitStack() as stack:
 
-        def opened(name: str, member: str) -> StoredArray:
-            return stack.enter_context(closing(open_array(name, member, bfloat16=request.bfloat16)))
+        def opened(name: str, role: str) -> StoredArray:
+            return stack.enter_context(closing(open_array(name, role, bfloat16=request.bfloat16)))
 
-        x = opened(request.x, "x")
         y_name = request.y
-        if y_name is None and request.loss != "entropy" and "y" in members(request.x):
-            y_name = f"{request.x}:y"
-        request = _fitting(request, y_name)
+        if y_name is None and request.loss != "entropy":
+            y_name = labels_beside(request.x)
+        elif y_name is not None and y_name.startswith(":"):  # in the same file
+            y_name = split_name(request.x)[0] + y_name
+        x = opened(request.x, "x")
+        request = fitting(request, y_name)
         y = opened(y_name, "y") if y_name is not None else None
+        stamps = {path: stamp(path) for array in (x, y) if array for path in map(os.path.realpath, array.paths)}
         job = _Job(request, x, y)
-        write = None
+        work = None
         if request.out is not None:
-            _refuse_input(request.out, [request.x, y_name or request.x])
-            write = stack.enter_context(saving(request.out, job.outputs, job.summary.batch))
-        for start, arrays in stack.enter_context(closing(blocks(job.streamed, job.spans()))):
-            columns = job.run(start, arrays)
-            if write is not None:
-                write({name: columns[name] for name in job.outputs})
-            progress(job.summary.rows, x.n_rows)
+            for name, array in ((request.x, x), (request.y, y)):
+                if name is not None and array is not None:
+                    refuse_input(request.out, name, array)
+            work = stack.enter_context(_working(request, request.out, job, stamps))
+            job.summary, job.bad = work.state
+        stack.enter_context(_unchanged(stamps))
+        first = work.rows if work else 0
+        left = (span for span in job.spans() if not (work and work.begun and span[1] <= first))
+        running = time.perf_counter()
+        for start, stop, arrays in stack.enter_context(closing(blocks(job.streamed, left))):
+            scored = job.run(start, arrays)
+            count = partial(job.count, scored)
+            if work is None:
+                count()
+            else:
+                work.add(stop, job.written(scored), count)
+            speed = _speed(stop - first, job.row_bytes, time.perf_counter() - running)
+            progress(stop, x.n_rows, speed, first)
     facts: dict[str, Any] = {"x": f"{x} {request.form}"} | ({} if y is None else {"y": str(y)})
-    facts |= {"loss": request.loss, "about": job.loss.about} | job.summary.facts(
-        request.options.get("base"), request.loss == "ce"
-    )
+    facts |= {"loss": request.loss, "about": job.loss.about} | job.facts()
     return facts | {"bytes": x.bytes + (0 if y is None else y.bytes), "seconds": time.perf_counter() - begun}
 
 
-def _fitting(request: Request, y: str | None) -> Request:
-    """`request` with its loss chosen, its options and outputs found to fit the loss."""
-    name = request.loss or ("ce" if y is not None else "entropy")
-    loss = LOSSES[name]
-    if loss.needs and y is None:
-        raise InputError(f"--loss {name} needs a second array: {loss.needs}")
-    if not loss.needs and y is not None:
-        raise InputError(f"--loss {name} takes one array; leave {y} out")
-    for option in request.options:
-        if option not in (*loss.options, "base", "validate"):
-            raise InputError(f"--{option.replace('_', '-')} does not apply to --loss {name}")
-    if request.y_form is not None and name not in ("kl", "js"):
-        raise InputError(f"--y-form does not apply to --loss {name}")
-    allowed = loss.outputs + (loss.logits_outputs if request.form == "logits" else ())
-    for output in request.outputs:
-        if output not in allowed:
-            raise InputError(
-                f"--loss {name} of {request.form} has no output {output!r}; choose from {', '.join(allowed)}"
-            )
-    return replace(request, loss=name)
+def _working(request: Request, out: str, job: _Job, stamps: Stamps) -> AbstractContextManager[Work]:
+    """The work on the output file, which depends on all that is asked for and on the inputs as they are now."""
+    names, shape = job.outputs, job.summary.batch
+    if request.bad_rows == "skip":
+        shape = (job.x.n_rows,)
+        if not out.endswith(".npy"):
+            names = ("row", *names)
+    options = {
+        f"--{name.replace('_', '-')}": value.tolist() if isinstance(value, np.ndarray) else value
+        for name, value in request.options.items()
+    }
+    asked = {
+        "entrokern's version": __version__,
+        "X": _resolved(request.x),
+        "Y": request.y and _resolved(request.y),
+        "--loss": request.loss,
+        "--form": request.form,
+        "--y-form": request.y_form,
+        "--axis": request.axis,
+        "--dtype": request.bfloat16,
+        "--outputs": names,
+        "--hardest": request.n_hardest,
+        "--block-rows": request.block_rows,
+        "--bad-rows": request.bad_rows,
+    }
+    return working(out, names, shape, asked | options | stamps, (job.summary, job.bad), resume=request.resume)
 
 
-def _refuse_input(out: str, names: list[str]) -> None:
-    if os.path.exists(out) and any(os.path.samefile(out, split_name(name)[0]) for name in names):
-        raise InputError(f"--out {out} is a file that is read; choose another name")
+def _resolved(name: str) -> tuple[str, str | None]:
+    path, member = split_name(name)
+    return os.path.realpath(path), member
+
+
+@contextmanager
+def _unchanged(stamps: Stamps) -> Iterator[None]:
+    """Refuse what was read where a file is not as it was before."""
+    wrong = ""
+    try:
+        yield
+    except InputError as error:
+        wrong = str(error)
+        if not _changed(stamps):
+            raise
+    if changed := _changed(stamps):
+        raise Unresumable(f"{wrong + '; ' if wrong else ''}{changed} changed while it was read") from None
+
+
+def _changed(stamps: Stamps) -> str | None:
+    for path, before in stamps.items():
+        try:
+            if stamp(path) != before:
+                return path
+        except OSError:
+            return path
+    return None
+
+
+def _speed(rows: int, row_bytes: int, seconds: float) -> str:
+    seconds = max(seconds, 1e-9)
+    return f"{rows / seconds:,.0f} rows/s  {rows * row_bytes / seconds / 1e9:.2f} GB/s"
+
+
+class _Scored(NamedTuple):
+    """What was found of a block: results by name, each 1-d, which rows count and which are bad, labels and weights."""
+
+    start: int  # its first row
+    columns: Columns
+    counts: Array | None
+    bad: Array | None
+    labels: Array | None
+    weight: Array | None
 
 
 class _Job:
-    """The arrays laid out in rows, what is asked of each block, and the summary so far."""
+    """The arrays laid out in rows, what is asked of each block, and what is known of those so far."""
 
     def __init__(self, request: Request, x: StoredArray, y: StoredArray | None) -> None:
         self.request, self.loss, self.x, self.y = request, LOSSES[request.loss or ""], x, y
@@ -191,12 +158,12 @@ class _Job:
         except (ValueError, TypeError) as error:
             names = x.name if y is None else f"{x.name}, {y.name}"
             raise InputError(f"{names}: {error}") from None
-        value = self.loss.outputs[0]
-        self.outputs = request.outputs or (value,)
+        self.value = self.loss.outputs[0]
+        self.outputs = request.outputs or (self.value,)
         known = ("argmax", "rank") if self.labelled else ("argmax",) if "argmax" in self.loss.outputs else ()
-        self.names = tuple(dict.fromkeys((value, *known, *self.outputs)))
+        self.names = tuple(dict.fromkeys((self.value, *known, *self.outputs)))
         batch = tuple(n for i, n in enumerate(x.shape) if i != self.axis)
-        self.summary = Summary(value, batch, request.n_hardest)
+        self.summary, self.bad = Summary(self.value, batch, request.n_hardest), BadRows()
 
     def _lay_out(self) -> None:
         """Check the shapes and the dtypes of the whole arrays, and find their rows."""
@@ -207,6 +174,7 @@ class _Job:
         x.lay_out(self.axis)
         self.streamed = [x]
         if y is None:
+            self._allow_missing()
             return
         if self.request.loss == "ce":
             assert self.axis is not None
@@ -221,54 +189,149 @@ class _Job:
             if y.shape != (x.k,) and (len(y.shape) != len(x.shape) or y.n_rows != 1 or y.k != x.k):
                 raise InputError(f"{y} does not fit {x}; pass as many rows, or one of {x.k} classes")
             self.reference = y.rows(0, 1).copy()
+            if self.request.bad_rows is not None:
+                self._refuse_bad_reference(y)
             return
         self.streamed.append(y)
+        self._allow_missing()
 
-    def spans(self) -> Any:
-        scattered = any(array.after > 1 for array in self.streamed)
-        row_bytes = sum(array.row_bytes for array in self.streamed)
-        step = self.request.block_rows or (SCATTERED_BYTES if scattered else BLOCK_BYTES) // max(row_bytes, 1)
-        return ranges(self.x.n_rows, max(1, step), self.x.after)
+    def _allow_missing(self) -> None:
+        """Where bad rows are let pass, a missing value makes one."""
+        if self.request.bad_rows not in ("skip", "nan"):
+            return
+        for array in self.streamed:
+            if array.dtype.kind == "f":
+                array.null = np.nan
+        y = self.y
+        if y is not None and y.dtype.kind in "iu" and (self.labelled or self.request.loss == "bce"):
+            ignore = self.request.options.get("ignore_index")
+            bad = partial(bad_labels, k=self.x.k) if self.labelled else bad_binary_targets
+            y.null = _bad_rows.missing_label(y.dtype, partial(bad, ignore_index=ignore))
 
-    def run(self, start: int, arrays: tuple[Array, ...]) -> Columns:
-        """The results of the rows from number `start` on, each 1-d, counted in the summary."""
+    def _refuse_bad_reference(self, y: StoredArray) -> None:
+        marks = np.zeros(1, np.int8)
+        assert self.reference is not None
+        y_form = self.request.y_form or self.request.form
+        _bad_rows.mark_distributions(marks, self.reference, y_form, _bad_rows.NEGATIVE, _bad_rows.SUM)
+        if marks[0]:
+            raise InputError(f"{y.name}: its row {_bad_rows.REASONS[marks[0]]}; no row can be compared with it")
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(array.row_bytes for array in self.streamed)
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        plane = max(array.after for array in self.streamed)
+        step = self.request.block_rows or (SCATTERED_BYTES if plane > 1 else BLOCK_BYTES) // max(self.row_bytes, 1)
+        return ranges(self.x.n_rows, max(1, step), plane)
+
+    def run(self, start: int, arrays: tuple[Array, ...]) -> _Scored:
+        """What is found of the rows from number `start` on."""
         x, *rest = arrays
-        y: Any = rest[0] if rest else self.reference
         batch = x.shape if self.axis is None else x.shape[:-1]
-        labels = y if self.labelled else None
-        if labels is not None:
-            y = labels.reshape(batch)
+        y: Any = rest[0].reshape(batch if self.labelled else x.shape) if rest else self.reference
+        counts = self._counted(y, len(batch))
+        marks = None
+        if self.request.bad_rows is not None:
+            marks, y = self._marked(x, y, counts)
         try:
             columns = self.loss.run(self.request, self.names, x, y)
         except (ValueError, TypeError, IndexError) as error:
             # An index out of range is one that was found among the targets.
             culprit = self.y if self.y is not None and isinstance(error, IndexError) else self.x
-            raise InputError(f"{culprit.name}: {self._globally(str(error), batch, start)}") from None
+            raise Unresumable(f"{culprit.name}: {self._globally(str(error), batch, start)}") from None
         columns = {name: column.reshape(-1) for name, column in columns.items()}
-        self.summary.add(start, columns, *self._weights(y, labels, batch))
-        return columns
+        if marks is not None:
+            _bad_rows.mark_results(marks, columns[self.value])
+            if marks.any():
+                if self.request.bad_rows == "raise":
+                    self._refuse(start, marks, rest)
+                counts = (marks == 0) & (True if counts is None else counts)
+                columns = _bad_rows.blanked(columns, marks != 0)
+        labels = y.reshape(-1) if self.labelled else None
+        return _Scored(start, columns, counts, marks, labels, self._weight(labels, counts))
 
-    def _weights(
-        self, y: Any, labels: Array | None, batch: tuple[int, ...]
-    ) -> tuple[Array | None, Array | None, Array | None]:
-        """Which rows count, their labels and their weights in the mean."""
-        ignore, weights = (self.request.options.get(name) for name in ("ignore_index", "class_weight"))
-        counts = None
-        if ignore is not None:
-            kept = y != ignore
-            counts = (kept if kept.ndim == len(batch) else kept.any(axis=-1)).reshape(-1)
+    def _counted(self, y: Any, ndim: int) -> Array | None:
+        """Which rows count: those that are not ignored."""
+        ignore = self.request.options.get("ignore_index")
+        if ignore is None:
+            return None
+        kept = y != ignore
+        counts: Array = (kept if kept.ndim == ndim else kept.any(axis=-1)).reshape(-1)
+        return counts
+
+    def _weight(self, labels: Array | None, counts: Array | None) -> Array | None:
+        """What each row adds to the mean's denominator."""
+        weights = self.request.options.get("class_weight")
         if labels is None or weights is None:
-            return counts, labels, None
+            return None
         classes = labels.astype(np.int64)
-        return counts, labels, weights[classes if counts is None else np.where(counts, classes, 0)]
+        found: Array = weights[classes if counts is None else np.where(counts, classes, 0)]
+        return found
+
+    def _marked(self, x: Array, y: Any, counts: Array | None) -> tuple[Array, Any]:
+        """Which rows are bad as they come, and `y` such that the loss does not raise for them."""
+        form, ignore = self.request.form, self.request.options.get("ignore_index")
+        marks = np.zeros(x.size // x.shape[-1] if self.axis is not None else x.size, np.int8)
+        if not marks.size:
+            return marks, y
+        if self.labelled:
+            labels = _bad_rows.mark_labels(marks, y.reshape(-1), x.shape[-1], ignore)
+            y = labels.reshape(y.shape)
+        elif self.request.loss == "bce":
+            if y.dtype.kind in "iu":
+                y = _bad_rows.mark_binary_targets(marks, y, ignore)
+            _bad_rows.mark_probabilities(marks, x, form)
+        elif y is not None and self.reference is None:
+            y_form = "probs" if self.request.loss == "ce" else self.request.y_form or form
+            _bad_rows.mark_distributions(marks, y, y_form, _bad_rows.Y_NEGATIVE, _bad_rows.Y_SUM)
+        if self.request.loss != "bce":
+            _bad_rows.mark_distributions(marks, x, form, _bad_rows.NEGATIVE, _bad_rows.SUM)
+        if counts is not None:
+            marks[~counts] = _bad_rows.FINE
+        return marks, y
+
+    def _refuse(self, start: int, marks: Array, targets: list[Array]) -> None:
+        at = int((marks != 0).argmax())
+        reason = _bad_rows.REASONS[marks[at]]
+        culprit = self.y if self.y is not None and marks[at] in _bad_rows.OF_Y else self.x
+        if marks[at] == _bad_rows.LABEL:
+            reason = f"label {targets[0].reshape(-1)[at]} is out of range for k = {self.x.k} classes"
+        row = self.summary.row_name(start + at)
+        raise Unresumable(
+            f"{culprit.name}: bad row {row}: {reason}; pass --bad-rows nan or skip to go on without such rows"
+        )
+
+    def count(self, scored: _Scored) -> None:
+        """Take what was found of a block into the summary."""
+        if scored.bad is not None:
+            self.bad.add(scored.start, scored.bad)
+        self.summary.add(scored.start, scored.columns, scored.counts, scored.labels, scored.weight)
+
+    def written(self, scored: _Scored) -> Columns:
+        """The columns of the output, without the bad rows where those are skipped."""
+        columns = {name: scored.columns[name] for name in self.outputs}
+        if self.request.bad_rows != "skip" or scored.bad is None:
+            return columns
+        columns["row"] = np.arange(scored.start, scored.start + scored.bad.size)
+        kept = scored.bad == 0
+        return columns if kept.all() else {name: column[kept] for name, column in columns.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """The summary as plain numbers, by name."""
+        facts = self.summary.facts(self.request.options.get("base"), self.request.loss == "ce")
+        if self.request.bad_rows is None:
+            return facts
+        facts["ignored"] -= self.bad.total  # to the summary, they do not count either
+        named = [{"row": self.summary.row_name(row), "reason": reason} for row, reason in self.bad.first]
+        return facts | {"bad_rows": self.bad.counts, "first_bad_rows": named}
 
     def _globally(self, message: str, batch: tuple[int, ...], start: int) -> str:
         """`message` about a row of this block, with the row's place in the whole file."""
 
-        def renamed(match: re.Match[str]) -> str:
-            place = tuple(int(i) for i in re.findall(r"\d+", match[0]))
+        def rename(place: tuple[int, ...]) -> tuple[int, ...]:
             row = self.summary.row_name(start + int(np.ravel_multi_index(place[: len(batch)], batch)))
             inside = place[len(batch) :]  # of an element of the row
-            return f"row {(*np.atleast_1d(row).tolist(), *inside) if inside else row}"
+            return (*np.atleast_1d(row).tolist(), *inside)
 
-        return re.sub(r"\brow (\d+|\(\d+(, \d+)*,?\))", renamed, message)
+        return with_rows_renamed(message, rename)
