@@ -245,7 +245,7 @@ def test_signals_end_it_cleanly(tmp_path, monkeypatch, sent, code, word):
 
 @pytest.mark.parametrize(
     ("limit", "row"),
-    [(390_000, "48736"), (1_000_000, "100000")],  # while the rows are computed; while the file is made of them
+    [(600_000, "74992"), (1_000_000, "100000")],  # while the rows are computed; while the file is made of them
 )
 def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch, limit, row):
     monkeypatch.chdir(tmp_path)
