@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _arrays, _device, _validate
+from . import _arrays, _device, _dispatch, _validate
 from ._call import Call, can_be, execute
 from ._merge import Array, Statistics, get, put
 from .reference import soft_capped, times
@@ -210,6 +210,9 @@ def write_maps(whole: Partial, call: Call, class_start: int, scale: float = 1.0)
     """Write the maps that `call`, of the slice, asks for; gradient and Hessian are multiplied by `scale`."""
     with np.errstate(all="ignore"):
         rows = _rows_of(whole, call, class_start, scale)
+        if whole.of_logits and call.y is None and whole.setting.softcap is None and _runs_on_cpu(call):
+            _write_by_kernel(whole, call, rows)
+            return
         for piece in pieces(call.x.shape):
             part = {name: row[piece][..., None] for name, row in rows.items()}
             x = call.x[piece].astype(np.float64)
@@ -223,6 +226,27 @@ def write_maps(whole: Partial, call: Call, class_start: int, scale: float = 1.0)
                 call.maps[name][piece] = value
 
 
+def _runs_on_cpu(call: Call) -> bool:
+    return not _device.is_device_array(call.x) and _dispatch.chosen() == "cpu"
+
+
+def _write_by_kernel(whole: Partial, call: Call, rows: Statistics) -> None:
+    from .cpu.slices import write_maps
+
+    s, log_Z = whole.setting, rows["log_Z"]
+    of_setting: dict[str, Any] = {
+        name: getattr(s, name) for name in ("temperature", "label_smoothing", "z_loss", "unit")
+    }  # fmt: skip
+    S = np.expm1(log_Z)
+    usual: Statistics = {
+        "S": np.where(rows["undefined"], np.nan, S) if "undefined" in rows else S,
+        "mean": (log_Z - rows["entropy"]) / np.log(2.0) if "entropy" in rows else log_Z,  # of log2 e^(z - m)
+        "label": np.full(S.shape, NOWHERE), "weight": np.ones_like(S),
+        "label_weight": whole.arrays.get("label_weight", np.ones_like(S)),
+    }  # fmt: skip
+    write_maps(replace(call, **of_setting), usual | rows, whole.classes, whole.class_mass, s.quantity == "entropy")
+
+
 def _rows_of(whole: Partial, call: Call, class_start: int, scale: float) -> Statistics:
     """What the maps need of each row."""
     s, arrays, eps = whole.setting, whole.arrays, whole.setting.label_smoothing
@@ -233,7 +257,8 @@ def _rows_of(whole: Partial, call: Call, class_start: int, scale: float) -> Stat
         return rows
     loss, weight = whole.loss(), whole.weight
     rows["undefined"] = np.isnan(loss) | whole.undefined()
-    rows["factor"] = scale * s.unit / s.temperature * np.ones_like(loss) * (1.0 if weight is None else weight)
+    rows["weight"] = scale * np.ones_like(loss) * (1.0 if weight is None else weight)
+    rows["factor"] = rows["weight"] * (s.unit / s.temperature)
     if s.quantity == "entropy":
         rows["entropy"] = get(arrays, "entropy")
         return rows

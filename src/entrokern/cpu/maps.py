@@ -87,11 +87,11 @@ def write_block(work, n, out, at, stride, streaming):
 
 @inline
 def write_map(
-    kind, x, start, stride, k, out, out_start, out_stride, m, S, spread, max_block,
+    kind, x, start, stride, k, classes, out, out_start, out_stride, m, S, spread, max_block,
     label, y_logit, weight, w_y, class_weight, options, scale, stage, slot, work, streaming,
 ):  # fmt: skip
-    """Write one row of the map `kind`; its record is given by `m`, `S` and `spread`, and the block that
-    begins at `max_block` holds the largest logit."""
+    """Write `k` of a row's `classes` of the map `kind`; its record is given by `m`, `S` and `spread`, and the block
+    that begins at `max_block` holds the largest logit."""
     if kind <= ENTROPY_GRAD and (label == -2 or weight == 0.0):
         store_constant(0.0, k, out, out_start, out_stride)
         return
@@ -121,18 +121,18 @@ def write_map(
             else:
                 weights = view(class_weight, b, n if class_weight.size else 0)
                 smoothed_gradient(
-                    block, m_, scale, cast(Z, scale), cast(A, scale), cast(eps / k, scale), weights,
+                    block, m_, scale, cast(Z, scale), cast(A, scale), cast(eps / classes, scale), weights,
                     cast(z_slope, scale), cast(factor, scale), work,
                 )  # fmt: skip
                 if b == max_block:
                     at = first_position(block, cast(m, scale), m_)
-                    soft = eps / k * (class_weight[b + at] if class_weight.size else 1.0)
+                    soft = eps / classes * (class_weight[b + at] if class_weight.size else 1.0)
                     work[at] = factor * (_formulas.softmax_gradient(A, soft, 1.0 / Z, S / Z) + z_slope / Z)
             if b <= label < b + n:
                 # Where the label's logit is the largest (or ties with it), 1 - p is S/Z to its last digit.
                 e = exp2(floored((y_logit - m) * inv_T * 1.4426950408889634))
                 rest = S / Z if y_logit == m else (Z - e) / Z
-                b_y = (1.0 - eps) * w_y + eps / k * (class_weight[label] if class_weight.size else 1.0)
+                b_y = (1.0 - eps) * w_y + eps / classes * (class_weight[label] if class_weight.size else 1.0)
                 own = (A - b_y) if not plain else 0.0
                 b_y = b_y if not plain else w_y
                 work[label - b] = factor * ((own + z_slope) * (e / Z) - b_y * rest)

@@ -104,7 +104,7 @@ def softmax_rows(
             weight = weights[i] if weights.size else 1.0
             w_y = class_weight[label] if class_weight.size and label >= 0 else 1.0
             write_map(
-                kind, x, start, stride, k, out, row_start(out_geometry, first + i), out_geometry[CLASS_STRIDE],
+                kind, x, start, stride, k, k, out, row_start(out_geometry, first + i), out_geometry[CLASS_STRIDE],
                 m, S_i, spread, at, label, y_logit, weight, w_y, class_weight, options, scale, stage,
                 1 - slot, work, streaming,
             )  # fmt: skip
