@@ -58,11 +58,14 @@ def compute_dtype(call: Call) -> np.dtype[Any]:
     A softcap can leave a difference far smaller than the logits; with smoothing or a z-loss the gradient
     is a difference of numbers that can be nearly equal. Results asked for in float64 are for such a difference.
     """
-    asked = any(row.dtype == np.float64 for row in call.rows.values())
-    if call.x.itemsize == 8 or call.softcap is not None or asked:
+    if call.x.itemsize == 8 or call.softcap is not None or results_in_float64(call):
         return np.dtype(np.float64)
     mixed = call.label_smoothing != 0.0 or call.z_loss != 0.0
     return np.dtype(np.float64 if mixed and "grad" in call.maps else np.float32)
+
+
+def results_in_float64(call: Call) -> bool:
+    return any(row.dtype == np.float64 for row in call.rows.values())
 
 
 def in_place_last(call: Call) -> list[str]:
@@ -77,7 +80,9 @@ def family(call: Call, x: Layout) -> str:
     Options that need more than a row's record, and the rarer maps, are for the rows family alone.
     """
     plain = call.label_smoothing == 0.0 and call.z_loss == 0.0 and call.quantity != "entropy"
-    if call.softcap is not None or not set(call.maps) <= {"softmax", "log_softmax"} | ({"grad"} if plain else set()):
+    fast_maps = {"softmax", "log_softmax"} | ({"grad"} if plain else set())
+    widened = call.x.itemsize < 8 and results_in_float64(call)
+    if widened or call.softcap is not None or not set(call.maps) <= fast_maps:
         return "rows"
     dtype = compute_dtype(call)
     if x.geometry[0] == 1:
