@@ -374,3 +374,29 @@ def test_perplexity_on_empty(backend: str) -> None:
         ek.perplexity(x, y, on_empty="raise")
     assert np.isnan(ek.entropy(np.zeros((0, 3)), reduction="mean"))
     assert np.isnan(ek.kl_divergence(np.zeros((0, 3)), np.zeros(3), reduction="mean"))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("k", [1, 3, 40, 3000])
+def test_a_row_of_nothing_is_undefined_whatever_its_target(host_backend: str, dtype: str, k: int) -> None:
+    """All -inf: NaN, also where the target distribution is 0 everywhere; other rows are not touched."""
+    x = np.zeros((20, k), FLOATS[dtype])
+    x[[3, 19]] = -np.inf
+    q = np.zeros((20, k), FLOATS[dtype])
+    q[4] = 1.0 / k
+    loss, grad = ek.cross_entropy(x, q, reduction="none", return_grad=True)
+    for result in (ek.cross_entropy(x, q, reduction="none"), loss, grad.astype(float).sum(axis=1)):
+        assert np.flatnonzero(np.isnan(result)).tolist() == [3, 19]
+
+
+def test_a_weight_of_nothing_leaves_the_other_terms(host_backend: str) -> None:
+    """A label of weight 0 in a row with +inf: its term is left out, that of the z-loss is not."""
+    x, w = np.array([[0.0, np.inf, np.inf]]), [1.0, 0.0, 1.0]
+    for y, z_loss, want in ((1, 0.0, 0.0), (1, 0.1, np.inf), (0, 0.0, np.inf)):
+        assert ek.cross_entropy(x, [y], class_weight=w, z_loss=z_loss, reduction="none") == want
+
+
+def test_no_target_is_refused() -> None:
+    for function in (ek.cross_entropy, ek.perplexity):
+        with pytest.raises(TypeError, match="target is None; pass integer labels"):
+            function(np.zeros((2, 3)), None)

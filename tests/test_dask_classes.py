@@ -210,6 +210,23 @@ def test_labels_out_of_range_are_named_as_in_the_whole(computed: list[int]) -> N
     np.testing.assert_allclose(got, ek.cross_entropy(X, y, ignore_index=-100), rtol=1e-6)
 
 
+def test_binary_targets() -> None:
+    """A NaN is everywhere in its row; errors name elements as in the whole; blocks of no class say nothing."""
+    x, t = RNG.normal(size=(6, 8)), RNG.integers(0, 2, (6, 8))
+    x[2, 1] = np.nan
+    lazy = da.from_array(x, chunks=((3, 3), (4, 0, 4)))
+    for options in ({"reduction": "none"}, {}, {"sample_weight": [1, 2, 0, 1, 1, 1], "reduction": "sum"}):
+        options |= {"axis": 1, "return_grad": True, "return_hess": True}
+        for a, b in zip(
+            ek.binary_cross_entropy(lazy, t, **options), ek.binary_cross_entropy(x, t, **options), strict=True
+        ):
+            np.testing.assert_allclose(a.compute(), b, rtol=1e-14)
+    np.testing.assert_allclose(ek.softmax(lazy).compute(), ek.softmax(x), rtol=1e-14)
+    t[4, 6] = 5
+    with pytest.raises(IndexError, match=r"target 5 at row \(4, 6\)"):
+        ek.binary_cross_entropy(lazy, t, axis=1).compute()
+
+
 def test_what_needs_whole_rows_says_so() -> None:
     with pytest.raises(ValueError, match=r"validate=True looks at whole rows.*rechunk\({1: -1}\)"):
         ek.entropy(abs(LAZY), validate=True)

@@ -275,7 +275,7 @@ ERRORS = [
     (lambda: ek.combine(ek.partial(X), ek.partial(X[:2])), ValueError, "batch shapes"),
     (lambda: ek.combine(ek.partial(X), ek.partial(X, Y)), ValueError, "different quantity"),
     (lambda: ek.combine(ek.partial(X), ek.partial(X, temperature=2.0)), ValueError, "different temperature"),
-    (lambda: ek.combine(ek.partial(X, Y), ek.partial(X, Y, class_weight=[1, 1, 1, 1])), ValueError, "label_weight"),
+    (lambda: ek.combine(ek.partial(X, Y), ek.partial(X, Y, class_weight=[1] * 4)), ValueError, "different class_w"),
     (lambda: ek.partial(X, Y).finish(k=8), ValueError, "hold 4 classes, not k=8: some are missing"),
     (lambda: ek.partial(X, Y).finish(k=3), ValueError, "some overlap"),
     (lambda: ek.partial(X[:, :2], Y).finish(), IndexError, "none of the slices combined held the label of row 2"),
@@ -288,6 +288,17 @@ ERRORS = [
     (lambda: ek.partial(X, Y).gradient(X), ValueError, "the slices had target 'labels'"),
     (lambda: ek.partial(X, Y).gradient(X[:2], Y[:2]), ValueError, "rows of shape"),
     (lambda: ek.partial(X, X, quantity="kl_divergence").gradient(X, X), ValueError, "no gradient by slices"),
+    (lambda: ek.partial(X, Y).gradient(X, Y, class_start=-1), ValueError, "classes -1 to 2 are not among the 4"),
+    (lambda: ek.partial(X, Y).gradient(X, Y, class_start=1), ValueError, "classes 1 to 4 are not among the 4"),
+    (lambda: ek.partial(X, Y).gradient(X, Y, class_weight=[1] * 4), ValueError, "not given to the slices"),
+    (lambda: ek.partial(X, Y, class_weight=[1] * 4).gradient(X, Y), ValueError, "pass those of the slice"),
+    (lambda: ek.partial(X, Y).gradient(X, Y, scale="a"), TypeError, "scale is a str"),
+    (lambda: ek.partial(X, X, quantity="kl_divergence", form="logits"), ValueError, "form does not apply"),
+    (lambda: ek.partial(X, quantity="entropy", p_form="logits"), ValueError, "p_form does not apply"),
+    (lambda: ek.partial(X, Y, class_start=2**70), ValueError, "no row has so many"),
+    (lambda: ek.combine(ek.partial(X, Y, ignore_index=1), ek.partial(X, Y)), ValueError, "different ignore_index"),
+    (lambda: ek.combine(*(ek.partial(X, Y, sample_weight=w) for w in ([1, 1, 1], [1, 2, 1]))), ValueError,
+     "different sample_weight"),
 ]  # fmt: skip
 
 

@@ -84,7 +84,9 @@ def _of_target(call: Call, class_start: int, names: Sequence[str], precise: bool
     if call.form == "logits":
         if precise and call.softcap is not None:
             # Capped by the same function as for the gradient: a kernel's tanh may differ in the last digit.
-            capped, _ = soft_capped(call.x.astype(np.float64), call.softcap)
+            capped = _arrays.empty(call.x.shape, np.dtype(np.float64), call.x)
+            for piece in pieces(call.x.shape):
+                capped[piece] = soft_capped(call.x[piece].astype(np.float64), call.softcap)[0]
             call = replace(call, x=capped, softcap=None)
         rows = row_results(bare(call, "score", **changes), *wanted, precise=precise)
         nothing = put_normaliser(found, rows)

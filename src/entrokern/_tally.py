@@ -164,7 +164,8 @@ class Spread:
             away = rows.values.astype(np.float64, copy=False) - total.high / mass.high
             scaled = away if rows.scale is None else away * rows.scale
             off = scaled.sum()  # 0 but for the rounding of the mean
-            return cls(mass, total, max(0.0, float((scaled * away).sum() - off * (off / mass.high))))
+            squares = float((scaled * away).sum() - off * (off / mass.high))
+            return cls(mass, total, 0.0 if squares < 0.0 else squares)  # NaN stays
 
     def __add__(self, other: Spread) -> Spread:
         a, b = float(self.mass.high), float(other.mass.high)
@@ -274,6 +275,6 @@ def _both(a: Any, b: Any) -> Any:
 def exponential(mean: float, base: float | None) -> float:
     """What a mean in logarithms of `base` (``None``: nats) is the logarithm of."""
     try:
-        return float((math.e if base is None else base) ** mean)
+        return math.exp(mean) if base is None else float(base**mean)
     except OverflowError:
         return math.inf

@@ -246,6 +246,7 @@ def cross_entropy(
         x, target, form, axis, class_weight, sample_weight, label_smoothing, ignore_index,
         temperature, softcap, z_loss, base, validate,
     )  # fmt: skip
+    refuse_no_target(call)
     if wants_hess:
         if form != "logits":
             raise ValueError(f"return_hess needs logits, but form={form!r}; leave it out or pass form='logits'")
@@ -311,6 +312,11 @@ def cross_entropy_call(
         if dense is not None:
             _validate.distribution("target", dense, "probs")
     return array, axis, call
+
+
+def refuse_no_target(call: Call) -> None:
+    if call.labels is None and call.y is None:
+        raise TypeError("target is None; pass integer labels of the batch shape, or distributions of x's shape")
 
 
 def refuse_hessian(call: Call) -> None:
@@ -793,6 +799,7 @@ def perplexity(
         x, target, form, axis, class_weight, sample_weight, label_smoothing, ignore_index,
         temperature, softcap, 0.0, None, validate,
     )  # fmt: skip
+    refuse_no_target(call)
     # In float64 to the end: the exponential would multiply the rounding of a float32 mean.
     mean = _arrays.output("out", None, (), (np.dtype(np.float64),), array)
     call.total = True

@@ -16,7 +16,7 @@ import numpy as np
 
 from . import _arrays, _device, _merge, _options, _slices, losses
 from ._call import Call, raise_empty
-from ._dispatch import library_of
+from ._dispatch import any_lazy, library_of
 from ._merge import Array, Statistics, get
 from .reference import times
 from .score import NEEDS_LABELS, Score, output_names
@@ -40,6 +40,8 @@ class Setting:
     label_smoothing: float
     z_loss: float
     unit: float
+    ignore_index: int | None
+    class_weight: bool  # whether classes are weighed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,13 +164,20 @@ class Partial:
             raise ValueError(f"the slices had target {s.target!r}, and now {came}; pass the slice as it was given")
         if self.some.shape != call.row_shape:
             raise ValueError(f"x has rows of shape {call.row_shape}; the slices had rows of {self.some.shape}")
+        class_start, scale = _options.index("class_start", class_start), _options.number("scale", scale)
+        if not 0 <= class_start <= self.classes - call.k:
+            last = f"{class_start} to {class_start + call.k - 1}"
+            raise ValueError(f"classes {last} are not among the {self.classes} that have been combined")
+        if (call.class_weight is not None) != s.class_weight:
+            way = "pass those of the slice" if s.class_weight else "leave it out"
+            raise ValueError(f"class_weight was {'' if s.class_weight else 'not '}given to the slices; {way}")
         result = _arrays.output("out", out, array.shape, _arrays.map_dtypes(array.dtype), array, alike=True)
         if out is not None:
             inputs = {"x": array, "target": target, "class_weight": class_weight}
             _arrays.refuse_overlap({"out": result}, inputs, {"out": "x"})
         call.maps["grad"] = _arrays.classes_last(result, axis)
         with self._on_device():
-            _slices.write_maps(self, call, _options.index("class_start", class_start), scale)
+            _slices.write_maps(self, call, class_start, scale)
         return result
 
     def _on_device(self) -> AbstractContextManager[Any]:
@@ -290,8 +299,8 @@ def partial(
     quantity: str | None = None,
     outputs: Sequence[str] | str | None = None,
     form: losses.Form | None = None,
-    p_form: losses.Form = "probs",
-    q_form: losses.Form = "probs",
+    p_form: losses.Form | None = None,
+    q_form: losses.Form | None = None,
     axis: int = -1,
     class_weight: Any = None,
     sample_weight: Any = None,
@@ -322,7 +331,7 @@ def partial(
         For ``"score"``, as in `score`, but for ``grad`` and ``hess`` (see `Partial.gradient`).
     form, p_form, q_form : {"logits", "log_probs", "probs"}
         How the slices are given: `form` for cross-entropy (``"logits"`` by default) and entropy (``"probs"``), the
-        others for KL.
+        others for KL (``"probs"``).
     class_weight : array_like, shape (c,), optional
         The weights of the slice's classes.
     axis, sample_weight, label_smoothing, ignore_index, temperature, softcap, z_loss, base
@@ -359,7 +368,12 @@ def partial(
     >>> ek.combine(left, right).finish(k=4)
     array([1.84234958])
     """
-    library_of(x=x, target=target, class_weight=class_weight, sample_weight=sample_weight, target_logit=target_logit)
+    given = {"x": x, "target": target, "class_weight": class_weight, "sample_weight": sample_weight}
+    if any_lazy(given.values()):
+        raise TypeError(
+            "partial takes a slice that is there, and a Dask array came; pass cross_entropy the whole of it"
+        )
+    library_of(**given, target_logit=target_logit)
     if quantity is None:
         quantity = "score" if target is None else "cross_entropy"
     if quantity == "js_divergence":
@@ -371,6 +385,10 @@ def partial(
     class_start = _options.index("class_start", class_start)
     if class_start < 0:
         raise ValueError(f"class_start={class_start} is out of range; it must be 0 or greater")
+    if class_start >= 2**62:
+        raise ValueError(f"class_start={class_start} is out of range; no row has so many classes")
+    of_two = quantity == "kl_divergence"
+    _refuse(quantity, **({"form": (form, None)} if of_two else {"p_form": (p_form, None), "q_form": (q_form, None)}))
     names: tuple[str, ...] = ()
     with _device.device_of(x, "x") if _device.is_device_array(x) else nullcontext():
         if quantity in ("cross_entropy", "score"):
@@ -415,7 +433,7 @@ def holding(call: Call, arrays: Statistics, names: tuple[str, ...] = ()) -> Part
     setting = Setting(
         call.quantity, call.form, call.y_form if len(operands) > 1 else _kind_of_target(call), names,
         _arrays.row_dtype(_arrays.common_dtype(**operands)).name, call.temperature, call.softcap, call.label_smoothing,
-        call.z_loss, call.unit,
+        call.z_loss, call.unit, call.ignore_index, call.class_weight is not None,
     )  # fmt: skip
     class_mass = float(call.k) if call.class_weight is None else float(call.class_weight.sum())
     return Partial(setting, call.k, class_mass, arrays)
@@ -457,7 +475,8 @@ def _call_of_distributions(
     else:
         if target is None:
             raise ValueError("quantity='kl_divergence' needs the same slice of Q as its second argument")
-        job = unwrap(losses.kl_divergence)(x, target, p_form=p_form, q_form=q_form, temperature=temperature, **common)
+        forms: dict[str, Any] = {"p_form": p_form or "probs", "q_form": q_form or "probs"}
+        job = unwrap(losses.kl_divergence)(x, target, temperature=temperature, **forms, **common)
     call: Call = job.call
     return call
 
@@ -513,6 +532,10 @@ def _refuse_others(first: Partial, other: Partial) -> None:
     if first.arrays.keys() != other.arrays.keys():
         only = sorted(first.arrays.keys() ^ other.arrays.keys())
         raise ValueError(f"partials of different options: only one has {', '.join(only)}")
+    weight: Array = first.arrays.get("sample_weight")
+    on_host = weight is not None and not _device.is_device_array(weight)
+    if on_host and not np.array_equal(weight, other.arrays["sample_weight"], equal_nan=True):
+        raise ValueError("partials of different sample_weight; give all the same: they are the rows'")
 
 
 def _combined(a: Partial, b: Partial) -> Partial:

@@ -62,7 +62,8 @@ class StreamSummary:
         Of the values ``v``, by fraction (0.05, 0.25, 0.5, 0.75, 0.95, 0.99): the value of the lowest fitting rank,
         as `numpy.quantile` with ``method="inverted_cdf"``. Every row counts once, whatever its weight.
     quantiles_exact : bool
-        Whether they are exact, as up to 65536 rows; otherwise they are within 0.1 % of the value.
+        Whether they are exact, as up to 65536 rows; otherwise they are within 0.1 % of the value,
+        or at the end of float32's range for values beyond it.
     perplexity : float, optional
         Of cross-entropy without a z-loss: ``exp`` of the mean in nats.
     accuracy, top5 : float, optional
@@ -322,6 +323,8 @@ class Accumulator:
         if self.quantity == "cross_entropy":
             columns = _cross_entropy(x, target, options)
             n_classes = x.shape[options["axis"]] if self.per_class else 0
+            if self.per_class and columns.get("labels") is None:
+                raise ValueError("per_class=True needs labels, and target is a distribution; leave per_class out")
         else:
             operands = (x, target) if needed else (x,)
             columns = {"values": QUANTITIES[self.quantity](*operands, reduction="none", **options)}

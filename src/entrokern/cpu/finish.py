@@ -148,8 +148,9 @@ def finish_undefined(
     surprise = np.nan if has_nan or m == -np.inf or y_logit == np.inf else np.inf
     loss = np.nan if weighs and options[SMOOTHING] > 0.0 else surprise
     if m == np.inf and not has_nan and class_weight.size and label >= 0 and class_weight[label] == 0.0:
-        # The label's own term is left out, infinite or not; smoothing may add one.
-        loss = loss if options[SMOOTHING] > 0.0 and options[W_MEAN] > 0.0 else 0.0
+        # The label's own term is left out, infinite or not; smoothing may add one, and so does the z-loss.
+        rest = options[SMOOTHING] > 0.0 and options[W_MEAN] > 0.0
+        loss = loss if rest else np.inf if options[Z_LOSS] > 0.0 else 0.0
     loss = weight * loss if weight != 0.0 else 0.0
     put(results[LOSS], i, loss)
     put(results[LSE], i, np.nan if has_nan else m)

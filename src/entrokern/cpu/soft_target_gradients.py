@@ -67,7 +67,7 @@ def sum_block(x, i, y, j, n, exact, top, scale, kept, at, next_i, next_j, v):
             total, gaps, ones, signs = gather(a, b, exact, top, scale, kept, at + c, total, gaps, ones, signs)
             mass += load_first(y, j + c, n - c, wide) + load_first(y, j + c + HALF, n - c - HALF, wide)
         S_sum, gap_sum = add_upper(add_lower(S_sum, total), total), add_upper(add_lower(gap_sum, gaps), gaps)
-    refused = where(negative(signs), v + np.nan, v)
+    refused = where(negative(signs) | (top == -np.inf), v + np.nan, v)
     return S_sum, add_upper(add_lower(gap_sum, refused), refused), mass, ones
 
 
@@ -198,7 +198,7 @@ def soft_target_gradient_lanes(
                 S_lower, S_upper, rest = add_lower(S_lower, rest), add_upper(S_upper, rest), v
                 gap_sum, gaps = gap_sum + gaps, v
         S_lower, S_upper = add_lower(S_lower, ones), add_upper(S_upper, ones)
-        gap_sum = where(negative(signs), v + np.nan, gap_sum)
+        gap_sum = where(negative(signs) | (top == -np.inf), v + np.nan, gap_sum)
         lower = add_lower(wide, gap_sum) * inv_T + A_lower * log1p_positive(S_lower)
         upper = add_upper(wide, gap_sum) * inv_T + A_upper * log1p_positive(S_upper)
         left_here = put_lanes(results, r, min(count, HALF), lower, unit, weights, v)

@@ -67,7 +67,7 @@ def row_loss(x, i, y, j, k, exact, m, inv_T, scale, next_i, next_j, v):
         total_gaps += lanes_sum(gaps + more_gaps)
         total_mass += lanes_sum(mass + more_mass)
     loss = total_gaps * inv_T + total_mass * log1p(total_rest + total_ties)
-    return np.nan if any_lane(negative(signs)) or not loss < np.inf else loss
+    return np.nan if any_lane(negative(signs)) or not loss < np.inf or m == -np.inf else loss
 
 
 @kernel
@@ -118,7 +118,7 @@ def soft_target_lanes(
                 rest, gaps, mass = v, v, v
         all_rest, all_gaps, all_mass = all_rest + rest + ties, all_gaps + gaps, all_mass + mass
         loss = all_gaps * inv_T + all_mass * log1p_positive(all_rest)
-        loss = where(negative(signs), v + np.nan, loss)
+        loss = where(negative(signs) | (top == -np.inf), v + np.nan, loss)
         left += put_lanes(results, r, min(count, 8), add_lower(wide, loss), unit, weights, v)
         if lanes > 8:
             left += put_lanes(results, r + 8, count - 8, add_upper(wide, loss), unit, weights, v)

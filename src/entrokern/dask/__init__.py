@@ -2,7 +2,8 @@
 
 A call is checked at once (`calls.py`). Its tasks then call the public function on the blocks, with one thread each
 (`tasks.py`). Several results of a block come from one task, whoever asks for them. Blocks of reduced losses are
-records in float64, added by a tree whose shape depends on the chunks alone.
+records in float64, added by a tree whose shape depends on the chunks alone. Where several blocks raise, the error is
+that of the first to do so, not of the lowest row.
 """
 
 from __future__ import annotations

@@ -254,6 +254,8 @@ def _chunks(
     deciding = list((large or (found if a != class_axis else {})).items())
     if not deciding:
         return (sizes[a],)  # one block
+    if a == class_axis:  # a block of no class says nothing
+        deciding = [(name, tuple(c for c in chunks if c)) for name, chunks in deciding]
     (first, chunks), *others = deciding
     for name, other in others:
         if are_known(chunks) and are_known(other):

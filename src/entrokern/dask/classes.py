@@ -148,7 +148,9 @@ def _rows(call: LazyCall, whole: LazyArray, asked: tuple[str, ...], reduced: boo
 
 def _divisor(call: LazyCall, records: LazyArray) -> Any:
     """What a mean divides by: from labels and weights where that can be, else from the records of all rows."""
-    if not all(are_known(call.chunks[a]) for a in call.batch) or call.job.call.quantity == BINARY:
+    # Whether a row of binary targets counts, all of its slices say.
+    by_slices = call.job.call.quantity == BINARY and call.job.call.ignore_index is not None
+    if by_slices or not all(are_known(call.chunks[a]) for a in call.batch):
         return of_all(call, denominator_of, records, records.dtype)
     axis = _axis(call)
     together = dict(call.operands)

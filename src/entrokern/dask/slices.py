@@ -38,11 +38,12 @@ class Sliced:
         """The job of the blocks, and the class that they begin with."""
         operands = dict(zip(self.names, map(only, blocks), strict=True))
         batch = tuple(where for a, where in enumerate(place) if a != self.class_axis)
+        class_start = int(place[self.class_axis].start)
         with (
-            _threads.one_thread(), _dispatch.pinned(self.backend), naming_rows_of(batch), device_of(operands),
-            np.errstate(all="ignore"),
+            _threads.one_thread(), _dispatch.pinned(self.backend), naming_rows_of(batch, class_start),
+            device_of(operands), np.errstate(all="ignore"),
         ):  # fmt: skip
-            yield self.function.__wrapped__(**operands, **self.options), int(place[self.class_axis].start)
+            yield self.function.__wrapped__(**operands, **self.options), class_start
 
 
 # --- first reads --------------------------------------------------------------------------------------
@@ -199,9 +200,10 @@ class Maps(Sliced):
             elif call.quantity == BINARY:
                 call.map_scale = scale
                 _call.execute(replace(call, rows={}, total=False))
-                if scale == 0.0:
-                    for out in call.maps.values():
-                        out[...] = 0
+                counts = (part.arrays["kept"] > 0) & (True if part.weight is None else part.weight != 0)
+                undefined = np.isnan(_merge.get(part.arrays, BINARY)) & counts  # in another slice too
+                for out in call.maps.values():
+                    out[...] = np.where(undefined[..., None], np.nan, out) if scale != 0.0 else 0
             else:
                 _slices.write_maps(part, call, class_start, scale)
             maps = job.outputs[-len(call.maps) :]

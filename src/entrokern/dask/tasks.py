@@ -170,8 +170,8 @@ def device_of(operands: dict[str, Any]) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def naming_rows_of(place: Place) -> Iterator[None]:
-    """Call the rows that errors name as in the whole arrays."""
+def naming_rows_of(place: Place, class_start: int = 0) -> Iterator[None]:
+    """Call the rows (and elements of them) that errors name as in the whole arrays."""
     try:
         yield
     except (IndexError, ValueError) as error:
@@ -182,7 +182,7 @@ def naming_rows_of(place: Place) -> Iterator[None]:
         message = str(error)
 
         def rename(row: tuple[int, ...]) -> tuple[int, ...]:
-            inside = row[len(starts) :]  # of an element of the row
+            inside = (i + class_start for i in row[len(starts) :])  # of an element of the row
             return (*(int(i + start) for i, start in zip(row, starts, strict=False)), *inside)
 
         error.args = (_call.with_rows_renamed(message, rename),)
