@@ -150,7 +150,9 @@ def function_table() -> str:
 
 def library_table() -> str:
     rows = [[name, f"`{backend}`: {ek.backends()[backend]}"] for name, backend in _dispatch.DEFAULT.items()]
-    rows += [[name, "none yet: `TypeError`"] for name in _dispatch.LIBRARIES if name not in _dispatch.DEFAULT]
+    rows.append(["dask", "lazily, block by block: blocks of the above"])
+    others = [name for name in _dispatch.LIBRARIES if name not in (*_dispatch.DEFAULT, "dask")]
+    rows += [[name, "none yet: `TypeError`"] for name in others]
     return markdown(["arrays of", "run on"], rows)
 
 

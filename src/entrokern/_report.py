@@ -28,11 +28,15 @@ class Summary:
         The shape of the rows.
     n_hardest : int
         How many of the rows with the largest values to keep.
+    levels : tuple of float
+        Rows whose value is above each are counted; a NaN is above none.
     """
 
     value: str
     batch: tuple[int, ...]
     n_hardest: int
+    levels: tuple[float, ...] = ()
+    above: list[int] = field(default_factory=list)
     tally: Tally = field(default_factory=lambda: Tally(KEPT))
     first_nan_row: int = -1
     hardest: list[dict[str, Any]] = field(default_factory=list)
@@ -87,6 +91,9 @@ class Summary:
             nan &= counts
         if nan.any() and not self.tally.nan_rows:
             self.first_nan_row = start + int(nan.argmax())
+        known = values if counts is None else values[counts]
+        above = [int(np.count_nonzero(known > level)) for level in self.levels]
+        self.above = [a + b for a, b in zip(self.above or [0] * len(above), above, strict=True)]
         self.tally.merge(Tally.of(rows, counts))
         shown = ({} if labels is None else {"label": labels}) | order
         self._keep_hardest(start, values, np.flatnonzero(~nan if counts is None else counts & ~nan), shown)
@@ -129,6 +136,8 @@ class Summary:
             facts["perplexity"] = exponential(mean, base)
         if tally.hits is not None:
             facts["accuracy"] = tally.hits.accuracy
+        if self.levels:
+            facts["above"] = self.above or [0] * len(self.levels)
         facts["quantiles"] = dict(zip(FRACTION_NAMES, tally.quantiles_at(FRACTIONS, keep=True), strict=True))
         facts["quantiles_exact"] = tally.quantiles.exact
         facts["hardest"] = [row | {"row": self.row_name(row["row"])} for row in self.hardest]
@@ -139,17 +148,25 @@ def unit_name(base: float | None) -> str:
     return {None: "nats", 2.0: "bits"}.get(base, f"base {base:g}" if base else "")
 
 
+def speed(rows: int, row_bytes: float, seconds: float) -> str:
+    seconds = max(seconds, 1e-9)
+    return f"{rows / seconds:,.0f} rows/s  {rows * row_bytes / seconds / 1e9:.2f} GB/s"
+
+
+def amount(facts: dict[str, Any]) -> str:
+    return f"{facts['bytes'] / 1e6:,.4g} MB in {facts['seconds']:.2f} s"
+
+
 def text(facts: dict[str, Any]) -> str:
     """`Summary.facts` as a table to read."""
     notes = [f"{facts['ignored']:,} ignored"] if facts["ignored"] else []
     if facts["nan_rows"]:
         notes.append(f"{facts['nan_rows']:,} with NaN, the first is row {facts['first_nan_row']}")
     unit, value = facts["unit"], facts["value"]
-    read = f"{facts['bytes'] / 1e6:,.4g} MB in {facts['seconds']:.2f} s"
     lines = [
-        *((name, facts[name]) for name in ("x", "y") if name in facts),
+        *((name, facts[name]) for name in ("x", "y", "p", "q") if name in facts),
         ("loss", f"{facts['loss']}, {facts['about']}"),
-        ("read", read),
+        ("read", amount(facts)),
         ("rows", f"{facts['rows']:,}" + (f"  ({'; '.join(notes)})" if notes else "")),
         (f"mean {value}", f"{facts['mean']:.6g} {unit}"),
     ]
@@ -176,5 +193,5 @@ def table(rows: list[list[str]]) -> list[str]:
         cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
         if not rows[0][0]:
             cells[0] = row[0].ljust(widths[0])
-        lines.append("  " + "  ".join(cells))
+        lines.append(("  " + "  ".join(cells)).rstrip())
     return lines

@@ -32,6 +32,9 @@ class Request:
     bfloat16: bool = False
     bad_rows: Policy | None = None
     resume: bool = False
+    resumable: bool = True
+    by: str | None = None  # the column that says what group each row is in
+    levels: tuple[float, ...] = ()  # rows whose value is above each are counted
     options: dict[str, Any] = field(default_factory=dict)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,15 +16,24 @@ from . import __version__, _arrays, _bad_rows
 from ._arrays import Array
 from ._bad_rows import BadRows
 from ._call import bad_binary_targets, bad_labels, with_rows_renamed
-from ._report import Summary
+from ._groups import Groups
+from ._report import Summary, speed
 from ._requests import LOSSES, Columns, Request, fitting
-from .files import InputError, StoredArray, blocks, labels_beside, open_array, ranges, refuse_input, split_name, stamp
-from .files.stored import BLOCK_BYTES
+from ._tally import Rows
+from .files import (
+    InputError,
+    Keys,
+    StoredArray,
+    blocks,
+    labels_beside,
+    open_array,
+    open_keys,
+    refuse_input,
+    spans,
+    split_name,
+)
+from .files.stamps import Stamps, stamps_of, unchanged
 from .files.work import Unresumable, Work, working
-
-SCATTERED_BYTES = 16 << 20  # read at a time where classes lie apart and are read one by one: longer pieces of them
-
-Stamps = dict[str, tuple[int, ...]]
 
 
 def score_files(request: Request, progress: Callable[[int, int, str, int], None]) -> dict[str, Any]:
@@ -37,24 +47,25 @@ def score_files(request: Request, progress: Callable[[int, int, str, int], None]
         def opened(name: str, role: str) -> StoredArray:
             return stack.enter_context(closing(open_array(name, role, bfloat16=request.bfloat16)))
 
-        y_name = request.y
+        y_name = in_file_of(request.x, request.y)
         if y_name is None and request.loss != "entropy":
             y_name = labels_beside(request.x)
-        elif y_name is not None and y_name.startswith(":"):  # in the same file
-            y_name = split_name(request.x)[0] + y_name
         x = opened(request.x, "x")
-        request = fitting(request, y_name)
-        y = opened(y_name, "y") if y_name is not None else None
-        stamps = {path: stamp(path) for array in (x, y) if array for path in map(os.path.realpath, array.paths)}
-        job = _Job(request, x, y)
+        request = fitting(replace(request, by=in_file_of(request.x, request.by)), y_name)
+        role = "x" if request.loss in ("kl", "js") else "y"  # distributions like X's
+        y = opened(y_name, role) if y_name is not None else None
+        keys = stack.enter_context(closing(open_keys(request.by))) if request.by is not None else None
+        named = ((request.x, x), (request.y, y), (request.by, keys.array if keys else None))
+        read = {name: array for name, array in named if name is not None and array is not None}
+        stamps = stamps_of(read.values())
+        job = _Job(request, x, y, keys)
         work = None
         if request.out is not None:
-            for name, array in ((request.x, x), (request.y, y)):
-                if name is not None and array is not None:
-                    refuse_input(request.out, name, array)
+            for name, array in read.items():
+                refuse_input(request.out, name, array)
             work = stack.enter_context(_working(request, request.out, job, stamps))
-            job.summary, job.bad = work.state
-        stack.enter_context(_unchanged(stamps))
+            job.summary, job.bad, job.groups = work.state
+        stack.enter_context(unchanged(stamps))
         first = work.rows if work else 0
         left = (span for span in job.spans() if not (work and work.begun and span[1] <= first))
         running = time.perf_counter()
@@ -65,11 +76,16 @@ def score_files(request: Request, progress: Callable[[int, int, str, int], None]
                 count()
             else:
                 work.add(stop, job.written(scored), count)
-            speed = _speed(stop - first, job.row_bytes, time.perf_counter() - running)
-            progress(stop, x.n_rows, speed, first)
+            progress(stop, x.n_rows, speed(stop - first, job.row_bytes, time.perf_counter() - running), first)
     facts: dict[str, Any] = {"x": f"{x} {request.form}"} | ({} if y is None else {"y": str(y)})
     facts |= {"loss": request.loss, "about": job.loss.about} | job.facts()
-    return facts | {"bytes": x.bytes + (0 if y is None else y.bytes), "seconds": time.perf_counter() - begun}
+    n_bytes = x.bytes + (y.bytes if y else 0) + (keys.array.bytes if keys else 0)
+    return facts | {"bytes": n_bytes, "seconds": time.perf_counter() - begun}
+
+
+def in_file_of(x: str, name: str | None) -> str | None:
+    """`name`, where it is ``:MEMBER`` in the file of `x`."""
+    return split_name(x)[0] + name if name is not None and name.startswith(":") else name
 
 
 def _working(request: Request, out: str, job: _Job, stamps: Stamps) -> AbstractContextManager[Work]:
@@ -96,8 +112,11 @@ def _working(request: Request, out: str, job: _Job, stamps: Stamps) -> AbstractC
         "--hardest": request.n_hardest,
         "--block-rows": request.block_rows,
         "--bad-rows": request.bad_rows,
+        "--by": request.by and _resolved(request.by),
     }
-    return working(out, names, shape, asked | options | stamps, (job.summary, job.bad), resume=request.resume)
+    state = (job.summary, job.bad, job.groups)
+    asked |= options | stamps
+    return working(out, names, shape, asked, state, resume=request.resume, resumable=request.resumable)
 
 
 def _resolved(name: str) -> tuple[str, str | None]:
@@ -105,51 +124,23 @@ def _resolved(name: str) -> tuple[str, str | None]:
     return os.path.realpath(path), member
 
 
-@contextmanager
-def _unchanged(stamps: Stamps) -> Iterator[None]:
-    """Refuse what was read where a file is not as it was before."""
-    wrong = ""
-    try:
-        yield
-    except InputError as error:
-        wrong = str(error)
-        if not _changed(stamps):
-            raise
-    if changed := _changed(stamps):
-        raise Unresumable(f"{wrong + '; ' if wrong else ''}{changed} changed while it was read") from None
-
-
-def _changed(stamps: Stamps) -> str | None:
-    for path, before in stamps.items():
-        try:
-            if stamp(path) != before:
-                return path
-        except OSError:
-            return path
-    return None
-
-
-def _speed(rows: int, row_bytes: int, seconds: float) -> str:
-    seconds = max(seconds, 1e-9)
-    return f"{rows / seconds:,.0f} rows/s  {rows * row_bytes / seconds / 1e9:.2f} GB/s"
-
-
 class _Scored(NamedTuple):
-    """What was found of a block: results by name, each 1-d, which rows count and which are bad, labels and weights."""
+    """What was found of a block: results by name, each 1-d; which rows count and which are bad; what is beside them."""
 
     start: int  # its first row
     columns: Columns
     counts: Array | None
     bad: Array | None
     labels: Array | None
-    weight: Array | None
+    weight: Array | None  # what each row adds to the mean's denominator
+    keys: Array | None  # of the groups
 
 
 class _Job:
     """The arrays laid out in rows, what is asked of each block, and what is known of those so far."""
 
-    def __init__(self, request: Request, x: StoredArray, y: StoredArray | None) -> None:
-        self.request, self.loss, self.x, self.y = request, LOSSES[request.loss or ""], x, y
+    def __init__(self, request: Request, x: StoredArray, y: StoredArray | None, keys: Keys | None = None) -> None:
+        self.request, self.loss, self.x, self.y, self.keys = request, LOSSES[request.loss or ""], x, y, keys
         self.axis: int | None = None
         self.labelled = False
         self.reference: Array | None = None  # one row that every row is compared with
@@ -163,7 +154,10 @@ class _Job:
         known = ("argmax", "rank") if self.labelled else ("argmax",) if "argmax" in self.loss.outputs else ()
         self.names = tuple(dict.fromkeys((self.value, *known, *self.outputs)))
         batch = tuple(n for i, n in enumerate(x.shape) if i != self.axis)
-        self.summary, self.bad = Summary(self.value, batch, request.n_hardest), BadRows()
+        self.summary, self.bad = Summary(self.value, batch, request.n_hardest, request.levels), BadRows()
+        self.groups = Groups() if keys else None
+        if keys:
+            self._lay_out_keys(keys.array, batch)
 
     def _lay_out(self) -> None:
         """Check the shapes and the dtypes of the whole arrays, and find their rows."""
@@ -195,6 +189,12 @@ class _Job:
         self.streamed.append(y)
         self._allow_missing()
 
+    def _lay_out_keys(self, keys: StoredArray, batch: tuple[int, ...]) -> None:
+        if keys.shape != batch:
+            raise InputError(f"{keys} does not fit {self.x}; pass one key for each of its rows {batch}")
+        keys.lay_out(None)
+        self.streamed.append(keys)
+
     def _allow_missing(self) -> None:
         """Where bad rows are let pass, a missing value makes one."""
         if self.request.bad_rows not in ("skip", "nan"):
@@ -221,13 +221,12 @@ class _Job:
         return sum(array.row_bytes for array in self.streamed)
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        plane = max(array.after for array in self.streamed)
-        step = self.request.block_rows or (SCATTERED_BYTES if plane > 1 else BLOCK_BYTES) // max(self.row_bytes, 1)
-        return ranges(self.x.n_rows, max(1, step), plane)
+        return spans(self.streamed, self.request.block_rows)
 
     def run(self, start: int, arrays: tuple[Array, ...]) -> _Scored:
         """What is found of the rows from number `start` on."""
         x, *rest = arrays
+        keys = rest.pop() if self.keys else None
         batch = x.shape if self.axis is None else x.shape[:-1]
         y: Any = rest[0].reshape(batch if self.labelled else x.shape) if rest else self.reference
         counts = self._counted(y, len(batch))
@@ -249,7 +248,7 @@ class _Job:
                 counts = (marks == 0) & (True if counts is None else counts)
                 columns = _bad_rows.blanked(columns, marks != 0)
         labels = y.reshape(-1) if self.labelled else None
-        return _Scored(start, columns, counts, marks, labels, self._weight(labels, counts))
+        return _Scored(start, columns, counts, marks, labels, self._weight(labels, counts), keys)
 
     def _counted(self, y: Any, ndim: int) -> Array | None:
         """Which rows count: those that are not ignored."""
@@ -307,6 +306,10 @@ class _Job:
         if scored.bad is not None:
             self.bad.add(scored.start, scored.bad)
         self.summary.add(scored.start, scored.columns, scored.counts, scored.labels, scored.weight)
+        if self.keys and self.groups and scored.keys is not None:
+            values, argmax = scored.columns[self.value], scored.columns.get("argmax")
+            rows = Rows(values, weight=scored.weight, labels=scored.labels, argmax=argmax)
+            self.groups.add(*self.keys.of(scored.keys), rows, scored.counts, scored.bad)
 
     def written(self, scored: _Scored) -> Columns:
         """The columns of the output, without the bad rows where those are skipped."""
@@ -319,7 +322,10 @@ class _Job:
 
     def facts(self) -> dict[str, Any]:
         """The summary as plain numbers, by name."""
-        facts = self.summary.facts(self.request.options.get("base"), self.request.loss == "ce")
+        asked = (self.request.options.get("base"), self.request.loss == "ce")
+        facts = self.summary.facts(*asked)
+        if self.groups:
+            facts["by"], facts["groups"] = self.request.by, self.groups.facts(*asked, self.request.bad_rows is not None)
         if self.request.bad_rows is None:
             return facts
         facts["ignored"] -= self.bad.total  # to the summary, they do not count either

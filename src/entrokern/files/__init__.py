@@ -6,12 +6,15 @@ import importlib
 import os
 from typing import Any
 
+from . import arrow
+from .encoded import open_encoded
+from .keys import Keys, Seen
 from .shards import Shards, shards_of, would_be_shard
-from .stored import NAMES, InputError, StoredArray, blocks, ranges, stamp
+from .stored import NAMES, TABLE, InputError, StoredArray, blocks, spans
 from .zarr import METADATA
 
-__all__ = ["READERS", "InputError", "StoredArray", "blocks", "labels_beside", "open_array", "ranges", "refuse_input"]
-__all__ += ["split_name", "stamp"]
+__all__ = ["READERS", "TABLE", "InputError", "Keys", "StoredArray", "blocks", "labels_beside", "open_array"]
+__all__ += ["open_keys", "refuse_input", "spans", "split_name"]
 
 # The module that reads a file: `members(path)` names its arrays, `open_array(path, member, role, bfloat16)` opens one.
 READERS = {
@@ -52,6 +55,30 @@ def open_array(name: str, role: str, *, bfloat16: bool = False) -> StoredArray:
 
     shards = shards_of(path, _suffix)
     return one(path) if shards is None else Shards(name, shards, one)
+
+
+def open_keys(name: str) -> Keys:
+    """Open the column `name`, ``FILE`` or ``FILE:COLUMN``, whose value says of each row which group it is in.
+
+    Raises
+    ------
+    InputError
+        What is wrong with the file, or with the name; also where the values are no integers, bools or strings.
+    OSError
+        The file cannot be opened.
+    """
+    path, member = split_name(name)
+    shards = shards_of(path, _suffix)
+    reader = _reader(path if shards is None else shards[0])
+    seen = Seen() if reader is arrow else None
+
+    def one(path: str) -> StoredArray:
+        array: StoredArray = (
+            reader.open_array(path, member, "by", False) if seen is None else open_encoded(path, member, seen)
+        )
+        return array
+
+    return Keys(one(path) if shards is None else Shards(name, shards, one), seen)
 
 
 def labels_beside(name: str) -> str | None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from .._arrays import Array
 from .npy import RawArray
-from .stored import BLOCK_BYTES, NAMES, InputError, PieceArray, StoredArray, natural, needed, one_line
+from .stored import BLOCK_BYTES, NAMES, TABLE, InputError, PieceArray, StoredArray, natural, needed, one_line
 
 READ_AHEAD = 1 << 20  # bytes of all columns together
 
@@ -30,6 +30,7 @@ class Choice(NamedTuple):
     k: int | None  # None where the array is 1-d
     lists: bool
     dtype: np.dtype[Any]
+    in_place: bool  # whether the elements lie in an Arrow file as they are wanted
 
 
 class _InTable(StoredArray):
@@ -54,14 +55,14 @@ class Decoded(_InTable, PieceArray):
 
     def _pieces(self, start: int) -> Iterator[tuple[int, Any, int]]:
         step = max(1, BLOCK_BYTES // max(self.row_bytes, 1))
-        with _reading(self.name):
+        with reading(self.name):
             for first, batch in self._from.batches(self._choice.columns, start, step):
                 yield first, batch, batch.num_rows
                 del batch
 
     def _copy(self, piece: Any, low: int, high: int, rows: Array) -> None:
         first = self._first + low
-        with _reading(self.name):
+        with reading(self.name):
             for j, name in enumerate(self._choice.columns):
                 column = piece.column(name).slice(low, high - low)
                 if self._choice.lists:
@@ -84,7 +85,8 @@ class Decoded(_InTable, PieceArray):
     def _numbers(self, name: str, column: Any, first: int, per_row: int) -> Array:
         if column.null_count:
             self._refuse_null(name, column, first, per_row)
-            column = column.fill_null(self.null)
+            wide = needed("pyarrow", "a table").from_numpy_dtype(self.dtype)  # what stands for a null fits into
+            column = column.cast(wide, safe=False).fill_null(self.null)
         return column.to_numpy(zero_copy_only=False)
 
     def _refuse_null(self, name: str, column: Any, first: int, per_row: int) -> None:
@@ -172,7 +174,7 @@ class _Ipc:
 
     def runs(self, choice: Choice) -> list[tuple[int, int]] | None:
         """How many rows each batch has and where in the file they lie; ``None`` where they have to be decoded."""
-        if len(choice.columns) > 1 or self._compressed:
+        if len(choice.columns) > 1 or self._compressed or not choice.in_place:
             return None
         runs = []
         with self._arrow.memory_map(self._path) as mapped:
@@ -236,22 +238,26 @@ def _other_length(column: Any, k: int | None) -> tuple[int, int] | None:
 
 def members(path: str) -> list[str]:
     """The columns of a file."""
-    source = _source(path)
+    source = source_of(path)
     source.close()
-    with _reading(path):
+    with reading(path):
         return list(source.schema.names)
 
 
 def open_array(path: str, member: str | None, role: str, bfloat16: bool) -> StoredArray:
     """Open the columns of a file that `member` names, by default those that can be meant."""
-    source = _source(path)
-    with _reading(path):
+    source = source_of(path)
+    with reading(path):
         choice = _chosen(path, source, member, role)
         runs = source.runs(choice) if isinstance(source, _Ipc) else None
-        return Decoded(path, choice, source) if runs is None else InPlace(path, choice, runs)
+        array = Decoded(path, choice, source) if runs is None else InPlace(path, choice, runs)
+    array.columns = None if choice.lists else choice.columns
+    if member is None:
+        array.left_out = tuple(name for name in source.schema.names if name not in choice.columns)
+    return array
 
 
-def _source(path: str) -> _Parquet | _Ipc:
+def source_of(path: str) -> _Parquet | _Ipc:
     kind = _Parquet if path.endswith(".parquet") else _Ipc
     arrow = needed("pyarrow", "a .parquet, .arrow or .feather file")
     open(path, "rb").close()  # says what is wrong as for any other file
@@ -264,6 +270,8 @@ def _source(path: str) -> _Parquet | _Ipc:
 
 def _chosen(path: str, source: _Parquet | _Ipc, member: str | None, role: str) -> Choice:
     schema = source.schema
+    if member is None and role == TABLE:
+        _refuse_two_kinds(path, schema)
     columns = _by_default(schema, role) if member is None else _by_name(schema.names, member)
     if not columns:
         has = ", ".join(f"{field.name} ({field.type})" for field in schema)
@@ -276,12 +284,22 @@ def _chosen(path: str, source: _Parquet | _Ipc, member: str | None, role: str) -
     single = len(columns) == 1 and (member is None or member in schema.names)
     lists = single and _is_list(types[0])
     for column, kind in zip(columns, [types[0].value_type] if lists else types, strict=True):
-        if not _is_number(kind):
+        if not (_is_number(kind) or (role == TABLE and _is_bool(kind))):
             what = f"{path}: column {column} has type {schema.field(column).type}"
             raise InputError(f"{what}; a column of numbers or of lists of numbers is needed")
     k = _list_size(source, columns[0], types[0]) if lists else None if single else len(columns)
-    dtype = np.result_type(*(np.dtype(_element(kind).to_pandas_dtype()) for kind in types))
-    return Choice(path if member is None else f"{path}:{member}", columns, k, lists, dtype)
+    stored = np.result_type(*(np.dtype(_element(kind).to_pandas_dtype()) for kind in types))
+    dtype = np.dtype(float) if role == TABLE and stored.kind != "f" else stored  # there is a NaN for what is missing
+    return Choice(path if member is None else f"{path}:{member}", columns, k, lists, dtype, dtype == stored)
+
+
+def _refuse_two_kinds(path: str, schema: Any) -> None:
+    """A table is of columns of numbers, or it is a column of lists: which one is meant cannot be guessed."""
+    lists = [field.name for field in schema if _is_list(field.type)]
+    numbers = [field.name for field in schema if _is_number(field.type) or _is_bool(field.type)]
+    if lists and numbers:
+        both = f"columns of lists ({', '.join(lists)}) and of numbers ({', '.join(numbers)})"
+        raise InputError(f"{path} has {both}; pick with {path}:{lists[0]} or {path}:{','.join(numbers)}")
 
 
 def _by_name(names: Sequence[str], member: str) -> tuple[str, ...]:
@@ -293,7 +311,11 @@ def _by_name(names: Sequence[str], member: str) -> tuple[str, ...]:
 
 
 def _by_default(schema: Any, role: str) -> tuple[str, ...]:
-    """The column that is usually called so; for the predictions also the one of lists, or all of floating type."""
+    """The column that is usually called so; for the predictions also the one of lists, or all of floating type; of a
+    table all of numbers."""
+    if role == TABLE:
+        numbers = tuple(field.name for field in schema if _is_number(field.type) or _is_bool(field.type))
+        return numbers or tuple(field.name for field in schema if _is_list(field.type))[:1]
     for name in NAMES.get(role, (role,)):
         if name in schema.names:
             return (name,)
@@ -336,12 +358,16 @@ def _is_number(kind: Any) -> bool:
     return kinds.is_floating(kind) or kinds.is_integer(kind)
 
 
+def _is_bool(kind: Any) -> bool:
+    return bool(needed("pyarrow.types", "a table").is_boolean(kind))
+
+
 def _element(kind: Any) -> Any:
     return kind.value_type if _is_list(kind) else kind
 
 
 @contextmanager
-def _reading(name: str) -> Iterator[None]:
+def reading(name: str) -> Iterator[None]:
     arrow = needed("pyarrow", "a table")
     try:
         yield

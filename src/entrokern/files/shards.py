@@ -36,10 +36,13 @@ class Shards(StoredArray):
                         f"{array.name} has {described(array.shape, array.dtype)}, but {first.name} has "
                         f"{described(first.shape, first.dtype)}; shards differ only in their number of rows"
                     )
+                if len(array.shape) > 1 and array.columns != first.columns:
+                    raise InputError(f"{array.name} has other columns than {first.name}, or in another order")
                 lengths.append(array.shape[0])
                 paths += array.paths
         super().__init__(name, (sum(lengths), *first.shape[1:]), first.dtype, paths)
         self._lengths = lengths
+        self.columns, self.left_out = first.columns, first.left_out
 
     def __str__(self) -> str:
         return f"{self.name} ({len(self._shards)} files) {described(self.shape, self.dtype)}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
 import re
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +18,12 @@ import numpy as np
 from .._arrays import Array
 
 BLOCK_BYTES = 12 << 20  # read at a time, about: large enough for threads to pay, small enough for the last cache
+SCATTERED_BYTES = 16 << 20  # where classes lie apart and are read one by one: longer pieces of them
 
 # Where a file holds several arrays: what the predictions and what the labels are called, the first that is there.
-NAMES = {"x": ("x", "logits"), "y": ("y", "label", "labels", "target", "targets")}
+NAMES = {"x": ("x", "logits"), "y": ("y", "label", "labels", "target", "targets"), "by": ("by", "group", "groups")}
+TABLE = "table"  # the role of an array whose columns are looked at one by one: all that are numbers
+NAMES[TABLE] = NAMES["x"]
 
 
 class InputError(Exception):
@@ -45,10 +47,16 @@ class StoredArray:
         What stands for a missing value, in formats that know them; where ``None``, such a value is refused.
     fortran : bool
         Whether the elements lie in Fortran order.
+    columns : tuple of str or None
+        What the columns of a table are called; ``None`` in formats that have no names for them.
+    left_out : tuple of str
+        The columns of the file that are not meant where none was named: in the role `TABLE` those that are no numbers.
     """
 
     null: Any = None
     fortran = False
+    columns: tuple[str, ...] | None = None
+    left_out: tuple[str, ...] = ()
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], paths: Sequence[str]) -> None:
         self.name, self.shape, self.dtype, self.paths = name, shape, dtype, paths
@@ -188,13 +196,12 @@ def pick(path: str, found: Sequence[str], member: str | None, role: str) -> str:
     return member
 
 
-def stamp(path: str) -> tuple[int, ...]:
-    """Size and time of change, of a folder those of all that is in it: what tells whether it is still the same."""
-    if not os.path.isdir(path):
-        facts = os.stat(path)
-        return facts.st_size, facts.st_mtime_ns
-    inside = [os.stat(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names]
-    return len(inside), sum(f.st_size for f in inside), max((f.st_mtime_ns for f in inside), default=0)
+def spans(arrays: Sequence[StoredArray], block_rows: int | None) -> Iterator[tuple[int, int]]:
+    """The ranges in which arrays of as many rows are read: `block_rows` at a time, by default about `BLOCK_BYTES`."""
+    plane = max(array.after for array in arrays)
+    row_bytes = sum(array.row_bytes for array in arrays)
+    step = block_rows or (SCATTERED_BYTES if plane > 1 else BLOCK_BYTES) // max(row_bytes, 1)
+    return ranges(arrays[0].n_rows, max(1, step), plane)
 
 
 def ranges(n_rows: int, step: int, plane: int) -> Iterator[tuple[int, int]]:

@@ -156,7 +156,14 @@ class Work:
 
 @contextmanager
 def working(
-    path: str, names: tuple[str, ...], shape: tuple[int, ...], request: dict[str, Any], state: Any, *, resume: bool
+    path: str,
+    names: tuple[str, ...],
+    shape: tuple[int, ...],
+    request: dict[str, Any],
+    state: Any,
+    *,
+    resume: bool = False,
+    resumable: bool = True,
 ) -> Iterator[Work]:
     """The work on the file `path`, which appears when the ``with`` block ends, and not at all where it raises.
 
@@ -174,6 +181,8 @@ def working(
         What is known of the rows that are done, besides their results; it can be pickled.
     resume : bool
         Whether to go on with what an interrupted run has left. Otherwise that is deleted.
+    resumable : bool
+        Whether this run leaves its work where it is interrupted.
     """
     check_path(path, tuple(name for name in names if name != "row"))
     target = Path(os.path.realpath(path))
@@ -192,7 +201,7 @@ def working(
         yield work
         work.finish(shape)
     except BaseException as error:
-        if not left and not isinstance(error, Unresumable):
+        if resumable and not left and not isinstance(error, Unresumable):
             hint = work.keep()
             left = bool(hint)
             if hint:
