@@ -307,7 +307,7 @@ def main() -> None:
         "--plots", nargs="?", type=Path, const=IMAGES, metavar="FOLDER", help="write them (docs/images)"
     )
     settings = parser.parse_args()
-    files = sorted(RESULTS.glob("*.json"))
+    files = sorted(RESULTS.glob("[0-9]*.json"))
     if settings.file is None and not files:
         parser.error("bench/results holds no result; run bench/run.py first")
     result = json.loads((settings.file or files[-1]).read_text())

@@ -294,7 +294,7 @@ def file_table() -> str:
 
 def speed_table() -> str:
     """From the newest file of bench/results, as bench/report.py prints it."""
-    files = sorted(RESULTS.glob("*.json"))
+    files = sorted(RESULTS.glob("[0-9]*.json"))
     if not files:
         return "No result is kept in `bench/results/` yet. `bash ci/bench --full` makes one.\n"
     sys.path.insert(0, str(ROOT / "bench"))
