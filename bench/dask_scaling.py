@@ -110,14 +110,14 @@ OPERATIONS = (
     Operation(
         "CE, none",
         lambda x, y, q: ek.cross_entropy(x, y, reduction="none"),
-        lambda B: Count(3 * B, 3 * B),
+        lambda B: Count(4 * B, B),
         lambda B, C: Count(3 * B * C + B * tree(C) + 2 * B, B * C + B * merges(C) + 2 * B),
         reads=1, slice_row=SOFTMAX + LABELLED, row=4,
     ),
     Operation(
         "CE, mean",
         lambda x, y, q: ek.cross_entropy(x, y),
-        lambda B: Count(4 * B + tree(B) + 1, 3 * B + merges(B) + 1),
+        lambda B: Count(5 * B + tree(B) + 1, 2 * B + merges(B) + 1 - (B % WIDTH == 1)),
         lambda B, C: Count(
             3 * B * C + B * tree(C) + 3 * B + tree(B) + 1, B * C + B * merges(C) + 2 * B + merges(B) + 1
         ),
@@ -126,7 +126,7 @@ OPERATIONS = (
     Operation(
         "CE, mean + gradient",
         lambda x, y, q: ek.cross_entropy(x, y, return_grad=True),
-        lambda B: Count(6 * B + tree(B) + 1, 5 * B + merges(B) + 1),
+        lambda B: Count(6 * B + tree(B) + 1, 3 * B + merges(B) + 1),
         lambda B, C: Count(
             4 * B * C + B * tree(C) + 3 * B + tree(B) + 1, 3 * B * C + B * merges(C) + 2 * B + merges(B) + 1
         ),
@@ -135,21 +135,21 @@ OPERATIONS = (
     Operation(
         "score",
         lambda x, y, q: ek.score(x, y, outputs=SCORES),
-        lambda B: Count(7 * B, 7 * B),
+        lambda B: Count(7 * B, 5 * B),
         lambda B, C: Count(5 * B * C + 2 * B * tree(C) + 7 * B, 3 * B * C + 2 * B * merges(C) + 6 * B),
         reads=2, slice_row=SOFTMAX + LABELLED + 2 * SUM + 2 * 8, row=4 + 4 + 8 + 8,
     ),
     Operation(
         "KL of logits",
         lambda x, y, q: ek.kl_divergence(x, q, p_form="logits", q_form="logits"),
-        lambda B: Count(3 * B, 3 * B),
+        lambda B: Count(4 * B, B),
         lambda B, C: Count(6 * B * C + 2 * B * tree(C) + 2 * B, 4 * B * C + 2 * B * merges(C) + B),
         reads=2, slice_row=2 * SOFTMAX + 1 + 2 * SUM, row=4, pair=True, labels=False,
     ),
     Operation(
         "logsumexp",
         lambda x, y, q: ek.logsumexp(x),
-        lambda B: Count(2 * B, 2 * B),
+        lambda B: Count(3 * B, B),
         lambda B, C: Count(3 * B * C + B * tree(C) + B, B * C + B * merges(C) + B),
         reads=1, slice_row=SOFTMAX, row=4, labels=False,
     ),

@@ -1,6 +1,6 @@
 """Make the tables of the documents from the code, and write them between their markers.
 
-python docs/tables.py            rewrite README.md and docs/design.md
+python docs/tables.py            rewrite README.md, docs/design.md and docs/dask.md
 python docs/tables.py --check    change nothing; fail if a table is stale
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; `TABLES` has the names.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import inspect
 import itertools
 import json
@@ -27,7 +28,7 @@ from entrokern.score import OUTPUTS
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # whose `device` brings NumPy arrays to the CUDA backend
-PAGES = (ROOT / "README.md", ROOT / "docs" / "design.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "design.md", ROOT / "docs" / "dask.md")
 RESULTS = ROOT / "bench" / "results"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -297,12 +298,22 @@ def speed_table() -> str:
     files = sorted(RESULTS.glob("[0-9]*.json"))
     if not files:
         return "No result is kept in `bench/results/` yet. `bash ci/bench --full` makes one.\n"
+    report = of_bench("report")
+    return report.markdown_summary(json.loads(files[-1].read_text()), files[-1].name)
+
+
+def dask_table(name: str) -> str:
+    """From the newest scaling study, as bench/dask_scaling.py prints it."""
+    newest = sorted(RESULTS.glob("dask-*.json"))[-1]
+    return of_bench("dask_scaling").TABLES[name](json.loads(newest.read_text()))
+
+
+def of_bench(name: str) -> Any:
     sys.path.insert(0, str(ROOT / "bench"))
     try:
-        import report
+        return importlib.import_module(name)
     finally:
         sys.path.pop(0)
-    return report.markdown_summary(json.loads(files[-1].read_text()), files[-1].name)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -317,7 +328,11 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def renewed(text: str) -> str:
     """`text` with the content of every marked table made anew."""
-    return MARKED.sub(lambda m: m[1] + TABLES[m[2]]() + m[3], text)
+
+    def table(name: str) -> str:
+        return TABLES[name]() if name in TABLES else dask_table(name)
+
+    return MARKED.sub(lambda m: m[1] + table(m[2]) + m[3], text)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from dask.layers import ArraySliceDep
 
 from .. import _arrays
 from .calls import Chunks, LazyArray, LazyCall, da, is_dask
-from .tasks import RECORD, Count, Work, added, item
+from .tasks import RECORD, Count, Work, added, item, only
 
 HOST = np.empty(())
 
@@ -48,10 +48,15 @@ def blockwise(
     pairs: list[Any] = [ArraySliceDep(chunks), batch, denominator, () if is_dask(denominator) else None]
     for name in work.names:
         pairs += [call.operands[name], call.axes[name]]
-    if len(results) == 1:
+    every = tuple(range(len(call.sizes)))
+    if len(results) == 1 and set(every) <= set(results[0].axes):
         return [layer(call, work, pairs, results[0])]
-    bundles = layer(call, work, pairs, Result(batch, chunks, np.dtype(object)))
-    return [layer(call, item, [bundles, batch, i, None], result) for i, result in enumerate(results)]
+    # With the class axis, of one block: Dask fuses what loads a block only into tasks whose result has all its axes.
+    one_block: Any = tuple((1,) if a == call.class_axis else call.chunks[a] for a in every)
+    bundles = layer(call, work, pairs, Result(every, one_block, np.dtype(object)))
+    if len(results) == 1:
+        return [layer(call, only, [bundles, every], results[0])]
+    return [layer(call, item, [bundles, every, i, None], result) for i, result in enumerate(results)]
 
 
 def layer(call: LazyCall, work: Any, pairs: list[Any], result: Result) -> LazyArray:

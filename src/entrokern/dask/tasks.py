@@ -138,8 +138,9 @@ def added(records: Array, axis: tuple[int, ...], keepdims: bool) -> Any:
         return np.sum(records, axis=axis, keepdims=keepdims)
 
 
-def item(bundle: Sequence[Array], i: int) -> Array:
-    return bundle[i]
+def item(bundle: Any, i: int) -> Array:
+    result: Array = only(bundle)[i]
+    return result
 
 
 def only(block: Any) -> Any:
