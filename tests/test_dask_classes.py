@@ -252,8 +252,9 @@ def test_a_tree_merges_few_at_a_time(computed: list[int]) -> None:
 
 
 @pytest.mark.parametrize("backend", ["cuda"])
-@pytest.mark.parametrize("name", ["ce labels grad", "ce weights", "perplexity", "bce rows", "entropy mean", "kl mean",
-                                  "js probs probs", "js weight", "score labels", "softmax", "logsumexp"])  # fmt: skip
+@pytest.mark.parametrize("name", ["ce labels grad", "ce weights", "perplexity", "bce rows", "bce rows mean",
+                                  "entropy mean", "kl mean", "js probs probs", "js weight", "score labels", "softmax",
+                                  "logsumexp"])  # fmt: skip
 def test_slices_on_a_device(backend: str, name: str) -> None:
     case, n, k = BY_NAME[name], 9, 12
     args, options = operands(case, n, k, "float32")

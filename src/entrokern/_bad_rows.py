@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ._arrays import Array, is_bfloat16
+from ._arrays import Array
 from ._call import bad_binary_targets, bad_labels
+from ._validate import tolerance_of
 
 Policy = Literal["raise", "skip", "nan"]
 POLICIES: tuple[Policy, ...] = ("raise", "skip", "nan")
@@ -81,7 +82,7 @@ def mark_distributions(marks: Array, rows: Array, form: str, negative: int, off:
         p = np.exp(rows.astype(np.float64)) if form == "log_probs" else rows
         sums = p.sum(axis=-1, dtype=np.float64).reshape(-1)
         mark(marks, (p < 0).any(axis=-1).reshape(-1), negative)
-        mark(marks, np.abs(sums - 1.0) > 8.0 * np.sqrt(_eps(rows.dtype)), off)  # a NaN is left to the result
+        mark(marks, np.abs(sums - 1.0) > tolerance_of(rows.dtype), off)  # a NaN is left to the result
 
 
 def mark_probabilities(marks: Array, rows: Array, form: str) -> None:
@@ -109,9 +110,3 @@ def missing_label(dtype: np.dtype[Any], bad: Any) -> int | None:
     ends = np.array([limits.min, limits.max, limits.min + 1, limits.max - 1], dtype)
     found = ends[bad(ends)]
     return int(found[0]) if found.size else None
-
-
-def _eps(dtype: np.dtype[Any]) -> float:
-    if is_bfloat16(dtype):
-        return 2.0**-7
-    return float(np.finfo(dtype).eps) if dtype.kind == "f" else 2.0**-52

@@ -29,11 +29,16 @@ def get(statistics: Statistics, name: str) -> Array:
     return statistics[name] + statistics[name + LOST]
 
 
+def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """``a + b`` rounded, and what that rounded off, itself a float (Knuth)."""
+    total = a + b
+    back = total - a
+    return total, (a - (total - back)) + (b - back)
+
+
 def plus(total: Array, lost: Array, value: Array) -> tuple[Array, Array]:
-    """``total + value``, and what has been rounded away so far (Knuth's two-sum): many merges lose no more than one."""
-    new = total + value
-    part = new - total
-    rest = (total - (new - part)) + (value - part)
+    """``total + value``, and what has been rounded off so far: many merges lose no more than one."""
+    new, rest = two_sum(total, value)
     return new, lost + np.where(np.isfinite(new), rest, 0.0)
 
 

@@ -74,11 +74,12 @@ def _of_target(call: Call, class_start: int, names: Sequence[str], precise: bool
     found: Statistics = {}
     wanted = ["max", "log_Z", *(name for name in ("entropy", "argmax") if name in names)]
     changes: dict[str, Any] = {}
-    held: Array | None = None
     if call.labels is not None:
-        held, changes = _local_labels(found, call, class_start)
+        # Labels of other slices are as if ignored.
+        changes = {"labels": _put_labels(found, call, class_start), "ignore_index": NOWHERE}
         wanted.append("log_prob")
     elif call.y is not None:
+        found["mass"] = _mass(call.y, call.class_weight)
         changes = {"y": call.y, "class_weight": call.class_weight}
         wanted.append("loss")
     if call.form == "logits":
@@ -90,7 +91,7 @@ def _of_target(call: Call, class_start: int, names: Sequence[str], precise: bool
             call = replace(call, x=capped, softcap=None)
         rows = row_results(bare(call, "score", **changes), *wanted, precise=precise)
         nothing = put_normaliser(found, rows)
-        surprise: Array = -rows["log_prob"] if held is not None else rows.get("loss")
+        surprise: Array = -rows["log_prob"] if "log_prob" in rows else rows.get("loss")
     else:
         rows = row_results(bare(call, "cross_entropy", **changes), "loss", precise=precise)
         surprise = rows["loss"]
@@ -101,10 +102,8 @@ def _of_target(call: Call, class_start: int, names: Sequence[str], precise: bool
         found["argmax"] = rows["argmax"] + class_start
     if surprise is None:
         return found
-    if held is None:
-        found["mass"] = _mass(call.y, call.class_weight)
-    if held is not None:
-        surprise = np.where(held, surprise, 0.0)
+    if call.labels is not None:
+        surprise = np.where(found["mass"] == 0.0, 0.0, surprise)
     # In a slice of nothing but -inf all is as improbable as can be, but what has no share adds nothing.
     put(found, "surprise", np.where(nothing, times(found["mass"], np.full_like(found["mass"], np.inf)), surprise))
     if call.label_smoothing > 0.0:
@@ -112,19 +111,26 @@ def _of_target(call: Call, class_start: int, names: Sequence[str], precise: bool
     return found
 
 
-def _local_labels(found: Statistics, call: Call, class_start: int) -> tuple[Array, dict[str, Any]]:
-    """Which labels the slice holds, and those as it counts them; the others are as if ignored."""
+def local_labels(call: Call, class_start: int, ignored: Array | None = None) -> Array:
+    """The labels as the slice counts its classes, `NOWHERE` for those that it does not hold (or that are ignored)."""
     labels: Any = call.labels
     held = (labels >= class_start) & (labels < class_start + call.k)
-    found["ignored"] = np.zeros_like(held)
+    held = held if ignored is None else held & ~ignored
+    return np.where(held, labels.astype(np.int64) - class_start, NOWHERE)
+
+
+def _put_labels(found: Statistics, call: Call, class_start: int) -> Array:
+    """Which rows are ignored, the mass and the weight of the labels that the slice holds; returns these labels."""
+    labels: Any = call.labels
+    found["ignored"] = np.zeros_like(labels, dtype=bool)
     if call.ignore_index is not None and can_be(labels.dtype, call.ignore_index):
         found["ignored"] = labels == call.ignore_index
-        held = held & ~found["ignored"]
-    local = np.where(held, labels.astype(np.int64) - class_start, NOWHERE)
+    local = local_labels(call, class_start, found["ignored"])
+    held = local != NOWHERE
     found["mass"] = held.astype(np.float64)
     if call.class_weight is not None:
         found["label_weight"] = np.where(held, call.class_weight[np.where(held, local, 0)], 0.0)
-    return held, {"labels": local, "ignore_index": NOWHERE}
+    return local
 
 
 def _mass(q: Any, class_weight: Array | None) -> Array:
@@ -267,9 +273,7 @@ def _rows_of(whole: Partial, call: Call, class_start: int, scale: float) -> Stat
     mass = arrays["label_weight"] if "label_weight" in arrays else arrays["mass"]
     rows["A"] = (1.0 - eps) * mass + eps / whole.classes * whole.class_mass
     if call.labels is not None:
-        labels: Any = call.labels
-        held = (labels >= class_start) & (labels < class_start + call.k) & ~arrays["ignored"]
-        rows["label"] = np.where(held, labels.astype(np.int64) - class_start, NOWHERE)
+        rows["label"] = local_labels(call, class_start, arrays["ignored"])
     return rows
 
 

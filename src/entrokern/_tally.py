@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._arrays import Array
+from ._merge import two_sum
 from ._quantiles import KEPT, Quantiles
 
 TOP = 5  # ranks that count as found: fewer classes than this have a larger logit than the label
@@ -51,18 +52,11 @@ class Sum:
 
     def __add__(self, other: Sum) -> Sum:
         with np.errstate(all="ignore"):
-            total, lost = _two_sum(self.high, other.high)
+            total, lost = two_sum(self.high, other.high)
             lost = lost + (self.low + other.low)
             high = total + lost
             finite = np.isfinite(high)  # else there is nothing to compensate, and `lost` is NaN
             return Sum(np.where(finite, high, total), np.where(finite, lost - (high - total), 0.0))
-
-
-def _two_sum(a: Any, b: Any) -> tuple[Any, Any]:
-    """``a + b`` rounded, and what that rounded off."""
-    total = a + b
-    back = total - a
-    return total, (a - (total - back)) + (b - back)
 
 
 def sum_of(values: Array) -> Sum:
@@ -75,7 +69,7 @@ def sum_of(values: Array) -> Sum:
         while values.size > FEW:
             half = values.size // 2
             rest = values[2 * half :]
-            values, rounded_off = _two_sum(values[:half], values[half : 2 * half])
+            values, rounded_off = two_sum(values[:half], values[half : 2 * half])
             lost.append(float(rounded_off.sum()))
             values = np.concatenate([values, rest])
     terms = values.tolist() + lost

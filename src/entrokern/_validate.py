@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from ._arrays import Array, flat_chunk, in_line, on_host
+from ._arrays import Array, flat_chunk, in_line, is_bfloat16, on_host
 
 ELEMENTS = 1 << 20  # per step: bounded memory, whatever the size of the array
 
@@ -29,14 +30,17 @@ def _row_name(row: int, view: Array) -> str:
     return str(tuple(int(i) for i in np.unravel_index(row, batch))) if batch else "0"
 
 
+def tolerance_of(dtype: np.dtype[Any]) -> float:
+    """How far the sum of a distribution may be off 1: ``8·√eps``."""
+    eps = 2.0**-7 if is_bfloat16(dtype) else float(np.finfo(dtype).eps) if dtype.kind == "f" else 2.0**-52
+    return 8.0 * math.sqrt(eps)
+
+
 def distribution(name: str, view: Array, form: str) -> None:
     """Raise for the first row below 0 somewhere, or whose sum is off 1 by more than ``8·√eps``."""
     if form == "logits":
         return
-    eps = {2: 2.0**-7 if view.dtype.name == "bfloat16" else 2.0**-10, 4: 2.0**-23}.get(view.dtype.itemsize, 2.0**-52)
-    if view.dtype.kind in "biu":
-        eps = 2.0**-52
-    tolerance = 8.0 * np.sqrt(eps)
+    tolerance = tolerance_of(view.dtype)
     for start, rows in row_chunks(view):
         with np.errstate(all="ignore"):
             p = np.exp(rows) if form == "log_probs" else rows

@@ -18,7 +18,7 @@ from .._arrays import Array
 from .._call import Call, Job
 from .._merge import Statistics
 from ..partial import DIVERGENCES, Partial, combine, holding, of_slice
-from .tasks import Place, device_of, naming_rows_of, only, record
+from .tasks import Place, device_of, naming_rows_of, only, record, run, scale_of
 
 BINARY = "binary_cross_entropy"
 
@@ -92,10 +92,10 @@ class LabelLogit(Sliced):
     def __call__(self, place: Place, *blocks: Any) -> Statistics:
         with self.job(place, blocks) as (job, class_start):
             call = job.call
-            labels: Any = call.labels
-            held = (labels >= class_start) & (labels < class_start + call.k)
-            local = np.where(held, labels.astype(np.int64) - class_start, 0)
-            logits = np.take_along_axis(call.x, local[..., None], axis=-1)[..., 0].astype(np.float64)
+            local = _slices.local_labels(call, class_start)
+            held = local != _slices.NOWHERE
+            at = np.where(held, local, 0)[..., None]
+            logits = np.take_along_axis(call.x, at, axis=-1)[..., 0].astype(np.float64)
             found: Statistics = {}
             _merge.put(found, "logit", np.where(held, logits, 0.0))
             return found
@@ -186,20 +186,14 @@ class Maps(Sliced):
 
     def __call__(self, place: Place, whole: Any, denominator: Any, *blocks: Any) -> Any:
         with self.job(place, blocks) as (job, class_start):
-            call = job.call
-            scale = 1.0
-            if denominator is not None:
-                if denominator == 0 and job.on_empty == "raise":
-                    _call.raise_empty()
-                scale = 1.0 / float(denominator) if denominator else 0.0
+            call, scale = job.call, scale_of(job, denominator)
             part: Partial = only(whole)
             if call.quantity in DIVERGENCES:
                 weight = part.weight
                 factor = scale * call.unit * np.ones_like(part.some) * (1.0 if weight is None else weight)
                 _pairs.gradients(call, part.arrays, factor)
             elif call.quantity == BINARY:
-                call.map_scale = scale
-                _call.execute(replace(call, rows={}, total=False))
+                run(job, denominator, self.backend)
                 counts = (part.arrays["kept"] > 0) & (True if part.weight is None else part.weight != 0)
                 undefined = np.isnan(_merge.get(part.arrays, BINARY)) & counts  # in another slice too
                 for out in call.maps.values():

@@ -36,40 +36,45 @@ class Work:
         operands = dict(zip(self.names, map(only, blocks), strict=True))
         with _threads.one_thread(), naming_rows_of(place), device_of(operands):
             job: Job = self.function.__wrapped__(**operands, **self.options)
-            total = self._run(job, denominator)
+            total = run(job, denominator, self.backend)
             outputs = job.outputs
             if self.reduced:
                 parts = _call.denominator_parts(_on_host(job.call))
                 outputs = (record(place, total, *parts), *outputs[1:])
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def _run(self, job: Job, denominator: Any) -> float:
-        """The sum of the losses, if asked for; maps are divided by the `denominator`."""
-        call, backend = job.call, _dispatch.named(self.backend)
-        scale = 1.0
+
+def scale_of(job: Job, denominator: Any) -> float:
+    """What maps are multiplied by: 0 where no row counts."""
+    if denominator is None:
+        return 1.0
+    if denominator == 0 and job.on_empty == "raise":
+        _call.raise_empty()
+    return 1.0 / float(denominator) if denominator else 0.0
+
+
+def run(job: Job, denominator: Any, backend_name: str) -> float:
+    """Write the results of a job, maps divided by the `denominator`; the sum of the losses, if asked for."""
+    call, backend, scale = job.call, _dispatch.named(backend_name), scale_of(job, denominator)
+    total = math.nan
+    if _device.is_device_array(call.x):
+        result = _device.empty((), np.dtype(np.float64), call.x) if call.total else None
+        backend.execute(call, "sum" if call.total else "none", job.on_empty, result)
         if denominator is not None:
-            if denominator == 0 and job.on_empty == "raise":
-                _call.raise_empty()
-            scale = 1.0 / float(denominator) if denominator else 0.0
-        total = math.nan
-        if _device.is_device_array(call.x):
-            result = _device.empty((), np.dtype(np.float64), call.x) if call.total else None
-            backend.execute(call, "sum" if call.total else "none", job.on_empty, result)
-            if denominator is not None:
-                for out in call.maps.values():
-                    out *= scale
-            total = float(_arrays.on_host(result)) if call.total else math.nan
-        else:
-            call.map_scale = scale
-            try:
-                total = backend.run(call)
-            except IndexError:
-                _call.check_targets(call)  # names the lowest row, whichever was found first
-                raise
-        if denominator == 0:
             for out in call.maps.values():
-                out[...] = 0
-        return total
+                out *= scale
+        total = float(_arrays.on_host(result)) if call.total else math.nan
+    else:
+        call.map_scale = scale
+        try:
+            total = backend.run(call)
+        except IndexError:
+            _call.check_targets(call)  # names the lowest row, whichever was found first
+            raise
+    if denominator == 0:
+        for out in call.maps.values():
+            out[...] = 0
+    return total
 
 
 @dataclass(frozen=True)
