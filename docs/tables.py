@@ -305,7 +305,7 @@ def speed_table() -> str:
 def dask_table(name: str) -> str:
     """From the newest scaling study, as bench/dask_scaling.py prints it."""
     newest = sorted(RESULTS.glob("dask-*.json"))[-1]
-    return of_bench("dask_scaling").TABLES[name](json.loads(newest.read_text()))
+    return of_bench("dask_tables").TABLES[name](json.loads(newest.read_text()))
 
 
 def of_bench(name: str) -> Any:
