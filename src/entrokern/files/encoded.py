@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from .._arrays import Array
-from .arrow import Choice, Decoded, reading, source_of
+from .arrow import source_of
+from .decoded import Decoded
 from .keys import Seen
 from .stored import InputError, needed, pick
+from .table import Choice, reading
 
 
 class Encoded(Decoded):
@@ -42,7 +44,7 @@ def open_encoded(path: str, member: str | None, seen: Seen) -> Encoded:
     if not _is_key(kind):
         what = "integers, bools, strings or dictionaries of these"
         raise InputError(f"{path}: column {member} has type {kind}; a group is named by {what}")
-    choice = Choice(f"{path}:{member}", (member,), None, False, np.dtype(np.int64), False)
+    choice = Choice(f"{path}:{member}", (member,), None, False, np.dtype(np.int64))
     array = Encoded(path, choice, source)
     array.seen = seen
     return array
