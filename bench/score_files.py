@@ -63,7 +63,7 @@ def score_seconds(*arguments: str) -> float:
     """What the command says that it took, in a process whose kernels are loaded."""
     from entrokern import _threads, cli
 
-    _threads.choose(_threads.default_threads())  # of which the command takes one for reading
+    _threads.choose(_threads.default_threads())  # whatever an earlier run was told
     with redirect_stdout(io.StringIO()) as said:
         if cli.main(["score", "x.npy", "y.npy", "--out", "o.npy", "--json", *arguments]):
             raise SystemExit("entrokern score failed")

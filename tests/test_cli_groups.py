@@ -247,6 +247,9 @@ def test_the_table_to_read(keyed, capsys):
     at = lines.index("groups by keys.npy, largest mean loss first, 20 of 30")
     assert lines[at + 1].split() == ["rows", "mean", "perplexity", "accuracy"]
     assert len(lines) == at + 2 + 20
+    key, *_, accuracy, sign = lines[at + 2].split()
+    hits = (keyed.x.argmax(axis=1) == keyed.y)[keys == key]
+    assert (accuracy, sign) == (f"{100 * hits.mean():.2f}", "%")  # as the summary has it
     assert cli.main([*asked, "--groups", "30"]) == 0
     out = capsys.readouterr().out
     assert "\n  'a\\nb'   " in out

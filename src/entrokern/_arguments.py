@@ -164,7 +164,7 @@ def drift(commands: Any) -> argparse.ArgumentParser:
 
 def _add_block_rows(running: Any) -> None:
     running.add_argument(
-        "--block-rows", type=positive, metavar="N", help="rows read at a time (default: about 12 MiB)"
+        "--block-rows", type=positive, metavar="N", help="rows read at a time (default: 8 to 16 MiB of them)"
     )  # fmt: skip
 
 

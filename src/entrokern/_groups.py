@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ._arrays import Array
-from ._report import table
+from ._report import percent, table
 from ._tally import Group, Rows, Sum, exponential
 from .files.keys import Key
 from .files.work import Unresumable
@@ -103,7 +103,7 @@ def lines(facts: dict[str, Any], most: int) -> list[str]:
         return ["", f"{len(groups):,} groups by {facts['by']}"]
     rare = [name for name in ("ignored", "nan_rows", "bad_rows") if any(group.get(name) for group in groups)]
     names = ["rows", *rare, *(name for name in ("mean", "perplexity", "accuracy") if name in shown[0])]
-    body = [[_named(group["group"]), *(_cell(group[name]) for name in names)] for group in shown]
+    body = [[_named(group["group"]), *(_cell(name, group[name]) for name in names)] for group in shown]
     some = f", {len(shown):,} of {len(groups):,}" if len(shown) < len(groups) else ""
     title = f"groups by {facts['by']}, largest mean {facts['value']} first{some}"
     return ["", title, *table([["", *(name.replace("_", " ") for name in names)], *body])]
@@ -115,5 +115,7 @@ def _named(key: Key) -> str:
     return text if len(text) <= WIDEST else f"{text[: WIDEST - 1]}…"
 
 
-def _cell(value: float) -> str:
+def _cell(name: str, value: float) -> str:
+    if name == "accuracy":
+        return percent(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"

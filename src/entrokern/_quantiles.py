@@ -15,6 +15,7 @@ DROPPED_BITS = 13  # of a float32's 23 bits of fraction; 10 stay, so a bin is 2*
 BINS = 1 << (32 - DROPPED_BITS)
 SIGN = np.uint32(1 << 31)
 LARGEST = float(np.finfo(np.float32).max)
+LONG = 1 << 16  # numbers in a row that are not put together with others
 FEW = BINS // 8  # numbers that are cheaper counted one by one than in a histogram of their own
 
 
@@ -57,7 +58,8 @@ class Quantiles:
     def merge(self, other: Quantiles) -> None:
         """Take the numbers of `other` too."""
         if self._bins is None and other._bins is None and self.n + other.n <= self.kept:
-            self._parts = _joined([*self._parts, *other._parts])
+            for part in other._parts:
+                self._append(part)
         else:
             theirs = other._bins if other._bins is not None else tuple(other._parts)
             bins = np.zeros(BINS, np.int64) if self._bins is None else self._bins
@@ -69,6 +71,13 @@ class Quantiles:
             self._bins, self._parts = bins, []
         self.n += other.n
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+
+    def _append(self, part: Array) -> None:
+        """As few parts as can be, each at least twice as long as the next or long enough: none is copied often."""
+        parts = self._parts
+        parts.append(part)
+        while len(parts) > 1 and parts[-2].size < min(2 * parts[-1].size, LONG):
+            parts[-2:] = [np.concatenate(parts[-2:])]
 
     def at(self, fractions: Sequence[float], below: int = 0, above: int = 0) -> list[float]:
         """The quantiles at `fractions`, as if ``-inf`` had come `below` times and ``inf`` `above` times; NaN where
@@ -85,8 +94,8 @@ class Quantiles:
 
     def _ranked(self, ranks: Array) -> Array:
         if self._bins is None:
-            values = np.concatenate(self._parts)
-            found: Array = np.partition(values, np.unique(ranks))[ranks].astype(np.float64)
+            # Sorting is vectorised in NumPy, and so faster than a partition by several ranks.
+            found: Array = np.sort(np.concatenate(self._parts))[ranks].astype(np.float64)
             return found
         found = _middle(np.searchsorted(np.cumsum(self._bins), ranks, side="right"))
         found = np.where(ranks == self.n - 1, self.high, found.clip(self.low, self.high))
@@ -106,16 +115,6 @@ class Quantiles:
             filled, counts = self._bins
             self._bins = np.zeros(BINS, np.int64)
             self._bins[filled] = counts
-
-
-def _joined(parts: list[Array]) -> list[Array]:
-    """`parts` as few arrays, each at least twice as long as the next: no number is copied often."""
-    joined: list[Array] = []
-    for part in parts:
-        joined.append(part)
-        while len(joined) > 1 and joined[-2].size < 2 * joined[-1].size:
-            joined[-2:] = [np.concatenate(joined[-2:])]
-    return joined
 
 
 def _count(bins: Array, parts: Iterable[Array]) -> None:

@@ -8,12 +8,26 @@ from typing import Any
 import numpy as np
 
 from ._arrays import Array
+from ._requests import Columns
 from ._tally import Rows, Tally, exponential
 
-TOGETHER = 1 << 13  # rows that are counted at once: what waits for others is part of what a run keeps
+TOGETHER = 1 << 14  # rows that are counted at once: what waits for others is part of what a run keeps
 KEPT = 1 << 24  # values that quantiles are exact of: up to 128 MB
 FRACTIONS = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 FRACTION_NAMES = ("min", "5 %", "25 %", "median", "75 %", "95 %", "99 %", "max")
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What is known of consecutive rows, the next after those that a `Summary` has."""
+
+    tally: Tally
+    first_nan_row: int
+    above: list[int]
+    hardest: list[dict[str, Any]]
+
+
+Waiting = tuple[int, Columns]  # the first of a few rows, and all that is to be counted of them
 
 
 @dataclass
@@ -40,7 +54,7 @@ class Summary:
     tally: Tally = field(default_factory=lambda: Tally(KEPT))
     first_nan_row: int = -1
     hardest: list[dict[str, Any]] = field(default_factory=list)
-    _waiting: list[tuple[int, dict[str, Array]]] = field(default_factory=list)
+    _waiting: list[Waiting] = field(default_factory=list)
     _rows_waiting: int = 0
 
     @property
@@ -50,68 +64,96 @@ class Summary:
     def add(
         self,
         start: int,
-        columns: dict[str, Array],
-        counts: Array | None,
-        labels: Array | None,
-        weight: Array | None,
+        columns: Columns,
+        counts: Array | None = None,
+        labels: Array | None = None,
+        weight: Array | None = None,
     ) -> None:
         """Take the results of the rows from number `start` on, the next after those taken before.
 
         `counts` says which rows count (``None``: all), `weight` what each adds to the mean's denominator.
         """
+        self.merge(self.found(start, columns, counts, labels, weight))
+
+    def found(
+        self, start: int, columns: Columns, counts: Array | None, labels: Array | None, weight: Array | None
+    ) -> Counted | Waiting:
+        """What `merge` takes of these rows, as `add` has them. Several threads may ask for theirs at once."""
         taken = {name: columns[name] for name in (self.value, "argmax", "rank") if name in columns}
         beside = {"counts": counts, "labels": labels, "weight": weight}
         taken |= {name: column for name, column in beside.items() if column is not None}
+        # A few rows are not worth a count of their own.
+        return self._counted(start, taken) if taken[self.value].size >= TOGETHER else (start, taken)
+
+    def merge(self, found: Counted | Waiting) -> None:
+        """Take what was `found` of the rows next after those taken before."""
+        if isinstance(found, Counted):
+            self.settle()
+            self._merge(found)
+            return
+        _, taken = found
         if self._waiting and taken.keys() != self._waiting[0][1].keys():
             self.settle()
-        # Labels are a view of what is read next; a few rows of small blocks are not worth a count of their own.
-        self._waiting.append((start, {name: column.copy() for name, column in taken.items()}))
+        self._waiting.append(found)
         self._rows_waiting += taken[self.value].size
         if self._rows_waiting >= TOGETHER:
             self.settle()
 
     def settle(self) -> None:
-        """Count what has been taken."""
+        """Count what waits."""
+        for start, columns in self._together():
+            self._waiting, self._rows_waiting = [], 0
+            self._merge(self._counted(start, columns))
+
+    def _together(self) -> list[Waiting]:
+        """What waits in one piece, if anything does."""
         if not self._waiting:
-            return
-        start = self._waiting[0][0]
-        columns = {name: np.concatenate([taken[name] for _, taken in self._waiting]) for name in self._waiting[0][1]}
-        self._waiting, self._rows_waiting = [], 0
-        beside = (columns.pop(name, None) for name in ("counts", "labels", "weight"))
-        self._count(start, columns, *beside)
+            return []
+        start, first = self._waiting[0]
+        return [(start, {name: np.concatenate([taken[name] for _, taken in self._waiting]) for name in first})]
 
-    def _count(
-        self, start: int, columns: dict[str, Array], counts: Array | None, labels: Array | None, weight: Array | None
-    ) -> None:
-        values = columns[self.value]
-        order = {name: columns[name] for name in ("argmax", "rank") if name in columns}
-        rows = Rows(values, weight=weight, labels=labels, **order)
-        nan = np.isnan(values)
-        if counts is not None:
-            nan &= counts
-        if nan.any() and not self.tally.nan_rows:
-            self.first_nan_row = start + int(nan.argmax())
-        known = values if counts is None else values[counts]
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_waiting": self._together()}
+
+    def _counted(self, start: int, taken: Columns) -> Counted:
+        values, counts, labels = taken[self.value], taken.get("counts"), taken.get("labels")
+        tally = Tally.of(Rows(values, weight=taken.get("weight"), labels=labels, argmax=taken.get("argmax")), counts)
+        first_nan_row = -1
+        if tally.nan_rows:
+            nan = np.isnan(values) if counts is None else np.isnan(values) & counts
+            first_nan_row = start + int(nan.argmax())
+        known = values if counts is None or not self.levels else values[counts]
         above = [int(np.count_nonzero(known > level)) for level in self.levels]
-        self.above = [a + b for a, b in zip(self.above or [0] * len(above), above, strict=True)]
-        self.tally.merge(Tally.of(rows, counts))
-        shown = ({} if labels is None else {"label": labels}) | order
-        self._keep_hardest(start, values, np.flatnonzero(~nan if counts is None else counts & ~nan), shown)
+        shown = {"label": labels, "argmax": taken.get("argmax"), "rank": taken.get("rank")}
+        return Counted(tally, first_nan_row, above, self._hardest_of(start, values, counts, shown))
 
-    def _keep_hardest(self, start: int, values: Array, rows: Array, shown: dict[str, Array]) -> None:
-        """Merge the block's largest values with those kept; on ties the lower row comes first."""
-        m = self.n_hardest
-        if m and rows.size > m:
+    def _hardest_of(
+        self, start: int, values: Array, counts: Array | None, shown: dict[str, Array | None]
+    ) -> list[dict[str, Any]]:
+        """The rows of the largest values that may be among the hardest; on ties the lower row comes first."""
+        m, kept = self.n_hardest, self.hardest
+        if not m:
+            return []
+        fit = values > kept[-1][self.value] if len(kept) == m else ~np.isnan(values)
+        rows = np.flatnonzero(fit if counts is None else counts & fit)
+        if rows.size > m:
             threshold = np.partition(values[rows], rows.size - m)[rows.size - m]
             rows = rows[values[rows] >= threshold]
         rows = rows[np.argsort(-values[rows], kind="stable")][:m]
-        found = [
+        return [
             {"row": start + int(i)}
-            | {name: int(column[i]) for name, column in shown.items()}
+            | {name: int(column[i]) for name, column in shown.items() if column is not None}
             | {self.value: float(values[i])}
             for i in rows
         ]
-        self.hardest = sorted(self.hardest + found, key=lambda row: -row[self.value])[:m]
+
+    def _merge(self, found: Counted) -> None:
+        if not self.tally.nan_rows:
+            self.first_nan_row = found.first_nan_row
+        self.above = [a + b for a, b in zip(self.above or [0] * len(found.above), found.above, strict=True)]
+        self.tally.merge(found.tally)
+        if found.hardest:
+            self.hardest = sorted(self.hardest + found.hardest, key=lambda row: -row[self.value])[: self.n_hardest]
 
     def row_name(self, row: int) -> int | tuple[int, ...]:
         """A row as the user indexes it: a number, or a tuple where the batch has more dimensions."""
@@ -153,6 +195,10 @@ def speed(rows: int, row_bytes: float, seconds: float) -> str:
     return f"{rows / seconds:,.0f} rows/s  {rows * row_bytes / seconds / 1e9:.2f} GB/s"
 
 
+def percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
 def amount(facts: dict[str, Any]) -> str:
     return f"{facts['bytes'] / 1e6:,.4g} MB in {facts['seconds']:.2f} s"
 
@@ -173,7 +219,7 @@ def text(facts: dict[str, Any]) -> str:
     if "perplexity" in facts:
         lines.append(("perplexity", f"{facts['perplexity']:.6g}"))
     if "accuracy" in facts:
-        lines.append(("accuracy", f"{100 * facts['accuracy']:.2f} %"))
+        lines.append(("accuracy", percent(facts["accuracy"])))
     how = "exact" if facts["quantiles_exact"] else "within 0.1 %, from a histogram"
     quantiles = [[*facts["quantiles"]], [f"{v:.4g}" for v in facts["quantiles"].values()]]
     shown = [f"{name:<14}{content}" for name, content in lines]

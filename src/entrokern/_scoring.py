@@ -17,14 +17,14 @@ from ._arrays import Array
 from ._bad_rows import BadRows
 from ._call import bad_binary_targets, bad_labels, with_rows_renamed
 from ._groups import Groups
-from ._report import Summary, speed
+from ._report import Counted, Summary, Waiting, speed
 from ._requests import LOSSES, Columns, Request, fitting
 from ._tally import Rows
 from .files import (
     InputError,
     Keys,
     StoredArray,
-    blocks,
+    computed,
     labels_beside,
     open_array,
     open_keys,
@@ -32,6 +32,7 @@ from .files import (
     spans,
     split_name,
 )
+from .files.keys import Key
 from .files.stamps import Stamps, stamps_of, unchanged
 from .files.work import Unresumable, Work, working
 
@@ -69,8 +70,7 @@ def score_files(request: Request, progress: Callable[[int, int, str, int], None]
         first = work.rows if work else 0
         left = (span for span in job.spans() if not (work and work.begun and span[1] <= first))
         running = time.perf_counter()
-        for start, stop, arrays in stack.enter_context(closing(blocks(job.streamed, left))):
-            scored = job.run(start, arrays)
+        for _, stop, scored in stack.enter_context(closing(computed(job.streamed, left, job.run))):
             count = partial(job.count, scored)
             if work is None:
                 count()
@@ -125,15 +125,13 @@ def _resolved(name: str) -> tuple[str, str | None]:
 
 
 class _Scored(NamedTuple):
-    """What was found of a block: results by name, each 1-d; which rows count and which are bad; what is beside them."""
+    """What was found of a block, in arrays of its own: results by name, each 1-d; marks of bad rows; what to count."""
 
     start: int  # its first row
     columns: Columns
-    counts: Array | None
     bad: Array | None
-    labels: Array | None
-    weight: Array | None  # what each row adds to the mean's denominator
-    keys: Array | None  # of the groups
+    found: Counted | Waiting
+    grouped: tuple[list[Key], Array, Rows, Array | None, Array | None] | None
 
 
 class _Job:
@@ -247,8 +245,13 @@ class _Job:
                     self._refuse(start, marks, rest)
                 counts = (marks == 0) & (True if counts is None else counts)
                 columns = _bad_rows.blanked(columns, marks != 0)
-        labels = y.reshape(-1) if self.labelled else None
-        return _Scored(start, columns, counts, marks, labels, self._weight(labels, counts), keys)
+        labels = y.reshape(-1).copy() if self.labelled else None
+        weight = self._weight(labels, counts)
+        grouped = None
+        if self.keys is not None and keys is not None:
+            rows = Rows(columns[self.value], weight=weight, labels=labels, argmax=columns.get("argmax"))
+            grouped = (*self.keys.of(keys), rows, counts, marks)
+        return _Scored(start, columns, marks, self.summary.found(start, columns, counts, labels, weight), grouped)
 
     def _counted(self, y: Any, ndim: int) -> Array | None:
         """Which rows count: those that are not ignored."""
@@ -305,11 +308,9 @@ class _Job:
         """Take what was found of a block into the summary."""
         if scored.bad is not None:
             self.bad.add(scored.start, scored.bad)
-        self.summary.add(scored.start, scored.columns, scored.counts, scored.labels, scored.weight)
-        if self.keys and self.groups and scored.keys is not None:
-            values, argmax = scored.columns[self.value], scored.columns.get("argmax")
-            rows = Rows(values, weight=scored.weight, labels=scored.labels, argmax=argmax)
-            self.groups.add(*self.keys.of(scored.keys), rows, scored.counts, scored.bad)
+        self.summary.merge(scored.found)
+        if self.groups and scored.grouped is not None:
+            self.groups.add(*scored.grouped)
 
     def written(self, scored: _Scored) -> Columns:
         """The columns of the output, without the bad rows where those are skipped."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from ._quantiles import KEPT, Quantiles
 
 TOP = 5  # ranks that count as found: fewer classes than this have a larger logit than the label
 FEW = 256  # numbers that are added one by one
+PIECE = 1 << 13  # numbers that are computed with at once
 
 
 class Rows(NamedTuple):
@@ -35,7 +37,8 @@ class Rows(NamedTuple):
     def where(self, mask: Array) -> Rows:
         if mask.all():
             return self
-        columns: Any = (column if column is None else column[mask] for column in self)
+        some = mask if mask.any() else slice(0)
+        columns: Any = (column if column is None else column[some] for column in self)
         return Rows(*columns)
 
 
@@ -60,21 +63,30 @@ class Sum:
 
 
 def sum_of(values: Array) -> Sum:
-    """The sum of a 1-d array: its halves are added, and what is lost beside, until few numbers are left."""
-    values = values.astype(np.float64, copy=False)
+    """The sum of a 1-d array: pieces of it are added, then halves, and what is lost beside, until few are left."""
     with np.errstate(all="ignore"):
-        if not np.isfinite(np.abs(values).sum()):
-            return Sum(float(values.sum()))
+        sums, *pieces = _pieces(values) or [values]
+        sums = sums.astype(np.float64)
         lost = []
-        while values.size > FEW:
-            half = values.size // 2
-            rest = values[2 * half :]
-            values, rounded_off = two_sum(values[:half], values[half : 2 * half])
+        for piece in pieces:
+            sums[: piece.size], rounded_off = two_sum(sums[: piece.size], piece.astype(np.float64, copy=False))
             lost.append(float(rounded_off.sum()))
-            values = np.concatenate([values, rest])
-    terms = values.tolist() + lost
+        while sums.size > FEW:
+            half = sums.size // 2
+            rest = sums[2 * half :]
+            sums, rounded_off = two_sum(sums[:half], sums[half : 2 * half])
+            lost.append(float(rounded_off.sum()))
+            sums = np.concatenate([sums, rest])
+        terms = sums.tolist() + lost
+        if not math.isfinite(sum(terms)):
+            return Sum(float(values.sum(dtype=np.float64)))
     high = math.fsum(terms)
     return Sum(high, math.fsum([*terms, -high]))
+
+
+def _pieces(values: Array) -> list[Array]:
+    """Of so few numbers that what is computed of them stays in cache, in memory that is at hand."""
+    return [values[i : i + PIECE] for i in range(0, values.size, PIECE)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +124,10 @@ class Group:
 
 
 def _scaled(rows: Rows) -> Array:
-    values = rows.values.astype(np.float64, copy=False)
     if rows.scale is None:
-        return values
+        return rows.values
     with np.errstate(all="ignore"):
-        return values * rows.scale
+        return rows.values.astype(np.float64, copy=False) * rows.scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +165,14 @@ class Spread:
         if rows.values.size == 0:
             return cls()
         mass = Sum(float(rows.values.size)) if rows.scale is None else sum_of(rows.scale)
+        off = squares = 0.0  # the first is 0 but for the rounding of the mean
         with np.errstate(all="ignore"):
-            away = rows.values.astype(np.float64, copy=False) - total.high / mass.high
-            scaled = away if rows.scale is None else away * rows.scale
-            off = scaled.sum()  # 0 but for the rounding of the mean
-            squares = float((scaled * away).sum() - off * (off / mass.high))
+            for piece, scale in zip_longest(_pieces(rows.values), [] if rows.scale is None else _pieces(rows.scale)):
+                away = piece.astype(np.float64, copy=False) - total.high / mass.high
+                scaled = away if scale is None else away * scale
+                off += float(scaled.sum())
+                squares += float((scaled * away).sum())
+            squares -= off * (off / mass.high)
             return cls(mass, total, 0.0 if squares < 0.0 else squares)  # NaN stays
 
     def __add__(self, other: Spread) -> Spread:

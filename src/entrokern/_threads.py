@@ -10,9 +10,10 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Reversible
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
@@ -50,6 +51,19 @@ def num_threads() -> int:
 def choose(n: int) -> None:
     global _chosen
     _chosen = n
+
+
+@contextmanager
+def sparing_one() -> Iterator[None]:
+    """Where no number was chosen, leave a core to a thread beside those that compute."""
+    global _chosen
+    before = _chosen
+    if before is None:
+        _chosen = max(1, default_threads() - 1)
+    try:
+        yield
+    finally:
+        _chosen = before
 
 
 _of_thread = threading.local()
@@ -141,15 +155,15 @@ def run_chunks(count: int, work: Callable[[int], None]) -> None:
         stop.set()
         raise
     finally:
-        _await(futures, stop)
+        end(futures, stop.set)
     if errors:
         raise errors[min(errors)]
 
 
-def _await(futures: list[Future[None]], stop: threading.Event) -> None:
-    """Wait until every helper has ended, also through Ctrl-C."""
+def end(futures: Reversible[Future[Any]], interrupted: Callable[[], None] = lambda: None) -> None:
+    """Drop what has not begun and wait until the rest has ended. Ctrl-C is told to `interrupted` and raised then."""
     interrupt: BaseException | None = None
-    for future in futures:
+    for future in reversed(futures):  # those that wait for a thread are the last
         while not future.done():
             if future.cancel():
                 break
@@ -157,6 +171,6 @@ def _await(futures: list[Future[None]], stop: threading.Event) -> None:
                 future.exception()
             except BaseException as error:
                 interrupt = error
-                stop.set()
+                interrupted()
     if interrupt is not None:
         raise interrupt

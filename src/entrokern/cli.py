@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 from . import __version__, _arguments, _drift, _groups, _report, runtime
 from ._requests import Request
 from ._scoring import score_files
-from ._threads import num_threads
 from .files import InputError, open_array
 
 GROUPS = 20  # listed by default
@@ -160,15 +159,8 @@ def _set_threads(args: argparse.Namespace) -> None:
             raise InputError(str(error)) from None
 
 
-def _set_threads_of_reader(args: argparse.Namespace) -> None:
-    """As `_set_threads`; by default one core reads."""
-    _set_threads(args)
-    if args.threads is None and num_threads() > 1:
-        runtime.set_num_threads(num_threads() - 1)
-
-
 def _score(args: argparse.Namespace) -> None:
-    _set_threads_of_reader(args)
+    _set_threads(args)
     if args.groups is not None and args.by is None:
         raise InputError("--groups needs --by COLUMN, whose groups are listed")
     if args.outputs and args.out is None:
@@ -220,7 +212,7 @@ def _bad_row_lines(facts: dict[str, Any]) -> list[str]:
 
 def _compare(args: argparse.Namespace) -> int:
     """``entrokern drift``: 1 where something is above the threshold."""
-    _set_threads_of_reader(args)
+    _set_threads(args)
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(_drift.Drift)}
     with _Progress() as progress:
         facts = _drift.drift_files(_drift.Drift(**given), progress)

@@ -9,12 +9,13 @@ from typing import Any
 from . import arrow
 from .encoded import open_encoded
 from .keys import Keys, Seen
+from .pipeline import blocks, computed, spans
 from .shards import Shards, shards_of, would_be_shard
-from .stored import NAMES, TABLE, InputError, StoredArray, blocks, spans
+from .stored import NAMES, TABLE, InputError, StoredArray
 from .zarr import METADATA
 
-__all__ = ["READERS", "TABLE", "InputError", "Keys", "StoredArray", "blocks", "labels_beside", "open_array"]
-__all__ += ["open_keys", "refuse_input", "spans", "split_name"]
+__all__ = ["READERS", "TABLE", "InputError", "Keys", "StoredArray", "blocks", "computed"]
+__all__ += ["labels_beside", "open_array", "open_keys", "refuse_input", "spans", "split_name"]
 
 # The module that reads a file: `members(path)` names its arrays, `open_array(path, member, role, bfloat16)` opens one.
 READERS = {

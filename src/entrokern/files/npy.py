@@ -8,7 +8,8 @@ import tokenize
 import zipfile
 import zlib
 from contextlib import ExitStack
-from typing import IO, Any
+from io import FileIO
+from typing import IO, Any, Self
 
 import numpy as np
 
@@ -23,7 +24,7 @@ BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Run
 class RawArray(StoredArray):
     """Elements in a file from byte `start` on, in C order or (`fortran`) in Fortran order."""
 
-    _seekable = True
+    positional = True
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], path: str, file: IO[bytes], start: int):
         super().__init__(name, shape, dtype, [path])
@@ -39,7 +40,7 @@ class RawArray(StoredArray):
                 )
             shape, axis = shape[::-1], len(shape) - 1 - axis  # the same bytes in C order
         self._lay_out(shape, axis)
-        if self.after > 1 and not self._seekable:
+        if self.after > 1 and not self.positional:
             raise InputError(
                 f"{self.name}: rows whose classes lie apart cannot be read from inside a .npz; "
                 "save the array as .npy, or with its classes on the last axis in C order"
@@ -58,16 +59,28 @@ class RawArray(StoredArray):
         """Read the file from byte `at` on into the contiguous `block`."""
         view = memoryview(block.reshape(-1).view(np.uint8).data)
         try:
-            self._file.seek(at)
             while view:
-                got = self._file.readinto(view if self._seekable else view[:PIECE])  # type: ignore[attr-defined]
+                got = self._read_some(view, at)
                 if not got:
                     raise InputError(f"{self.name} ended early: it has become shorter since it was opened")
-                view = view[got:]
+                view, at = view[got:], at + got
         except BROKEN_ZIP as error:
             raise InputError(f"{self.name} is damaged: {one_line(error)}") from None
         except OSError as error:
             raise InputError(f"cannot read {self.name}: {error.strerror}") from None
+
+    def _read_some(self, view: memoryview, at: int) -> int:
+        """How many bytes were read from byte `at` on; several threads may do so where the file takes a position."""
+        if self.positional:
+            return os.preadv(self._file.fileno(), [view], at)
+        self._file.seek(at)
+        got: int = self._file.readinto(view[:PIECE])  # type: ignore[attr-defined]
+        return got
+
+    def reader(self) -> Self:
+        reader = super().reader()
+        reader._file = FileIO(os.dup(self._file.fileno()))
+        return reader
 
     def close(self) -> None:
         self._file.close()
@@ -87,7 +100,7 @@ class NpyArray(RawArray):
             raise InputError(f"{name} is not an array that NumPy saved: {one_line(error)}") from None
         start = file.tell()
         super().__init__(name, shape, _numeric(name, dtype, bfloat16), path, file, start)
-        self._seekable = seekable
+        self.positional = seekable
         needs = math.prod(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or size - start < needs:
             raise InputError(

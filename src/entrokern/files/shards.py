@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from fnmatch import fnmatch
+from typing import Self
 
 from .._arrays import Array
 from .stored import InputError, StoredArray, described, natural
@@ -25,6 +26,7 @@ class Shards(StoredArray):
         self._number = -1
         lengths: list[int] = []
         paths: list[str] = []
+        positional = True
         for i, shard in enumerate(shards):
             with closing(opener(shard)) as array:
                 if not array.shape:
@@ -39,9 +41,10 @@ class Shards(StoredArray):
                 if len(array.shape) > 1 and array.columns != first.columns:
                     raise InputError(f"{array.name} has other columns than {first.name}, or in another order")
                 lengths.append(array.shape[0])
+                positional = positional and array.positional
                 paths += array.paths
         super().__init__(name, (sum(lengths), *first.shape[1:]), first.dtype, paths)
-        self._lengths = lengths
+        self._lengths, self.positional = lengths, positional
         self.columns, self.left_out = first.columns, first.left_out
 
     def __str__(self) -> str:
@@ -78,6 +81,11 @@ class Shards(StoredArray):
             part = block[done // plane : (done + take) // plane]  # planes are whole but for one that is alone
             self._shard(number)._fill(part, start + done - self._starts[number])
             done += take
+
+    def reader(self) -> Self:
+        reader = super().reader()
+        reader._open = None
+        return reader
 
     def close(self) -> None:
         if self._open is not None:

@@ -6,19 +6,18 @@ mapping ends it.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 import re
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
 
 import numpy as np
 
 from .._arrays import Array
 
 BLOCK_BYTES = 12 << 20  # read at a time, about: large enough for threads to pay, small enough for the last cache
-SCATTERED_BYTES = 16 << 20  # where classes lie apart and are read one by one: longer pieces of them
 
 # Where a file holds several arrays: what the predictions and what the labels are called, the first that is there.
 NAMES = {"x": ("x", "logits"), "y": ("y", "label", "labels", "target", "targets"), "by": ("by", "group", "groups")}
@@ -47,6 +46,8 @@ class StoredArray:
         What stands for a missing value, in formats that know them; where ``None``, such a value is refused.
     fortran : bool
         Whether the elements lie in Fortran order.
+    positional : bool
+        Whether any rows can be read as soon as any others, and so from several threads: each has a `reader`.
     columns : tuple of str or None
         What the columns of a table are called; ``None`` in formats that have no names for them.
     left_out : tuple of str
@@ -55,6 +56,7 @@ class StoredArray:
 
     null: Any = None
     fortran = False
+    positional = False
     columns: tuple[str, ...] | None = None
     left_out: tuple[str, ...] = ()
 
@@ -107,6 +109,12 @@ class StoredArray:
         if self._buffers[0].size < size:
             self._buffers[0] = np.empty(size, np.uint8)
         return self._buffers[0][:size]
+
+    def reader(self) -> Self:
+        """The array, laid out as it is, for one more thread; to be closed. A block of it is valid until the next."""
+        reader = copy.copy(self)
+        reader._buffers = [np.empty(0, np.uint8)]
+        return reader
 
     def _fill(self, block: Array, start: int) -> None:
         """Read the rows from number `start` on into `block`: whole planes ``(planes, k, after)`` or a part of one."""
@@ -194,45 +202,3 @@ def pick(path: str, found: Sequence[str], member: str | None, role: str) -> str:
         has = ", ".join(found) or "none"
         raise InputError(f"{path} has no array {member!r}; it has: {has} (pick one with {path}:NAME)")
     return member
-
-
-def spans(arrays: Sequence[StoredArray], block_rows: int | None) -> Iterator[tuple[int, int]]:
-    """The ranges in which arrays of as many rows are read: `block_rows` at a time, by default about `BLOCK_BYTES`."""
-    plane = max(array.after for array in arrays)
-    row_bytes = sum(array.row_bytes for array in arrays)
-    step = block_rows or (SCATTERED_BYTES if plane > 1 else BLOCK_BYTES) // max(row_bytes, 1)
-    return ranges(arrays[0].n_rows, max(1, step), plane)
-
-
-def ranges(n_rows: int, step: int, plane: int) -> Iterator[tuple[int, int]]:
-    """Consecutive ranges of at most `step` rows: whole planes of `plane` rows, or parts of one plane.
-
-    At least one, if only an empty one, so that the dtypes of the results are known.
-    """
-    if step >= plane:
-        step -= step % max(plane, 1)
-        plane = max(n_rows, 1)
-    for first in range(0, max(n_rows, 1), plane):
-        last = min(n_rows, first + plane)
-        for start in range(first, max(last, 1), step):
-            yield start, min(last, start + step)
-
-
-Block = tuple[int, int, tuple[Array, ...]]
-
-
-def blocks(arrays: Sequence[StoredArray], spans: Iterator[tuple[int, int]]) -> Generator[Block]:
-    """First row, end, and the rows of every array, span by span, read one span ahead."""
-
-    def read(span: tuple[int, int]) -> Block:
-        return *span, tuple(array.rows(*span) for array in arrays)
-
-    with ThreadPoolExecutor(1) as reader:
-        pending = None
-        for span in spans:
-            block = pending and pending.result()
-            pending = reader.submit(read, span)
-            if block:
-                yield block
-        if pending:
-            yield pending.result()

@@ -124,7 +124,8 @@ class Work:
     def finish(self, shape: tuple[int, ...]) -> None:
         """Make the file of the spools."""
         with _writing(self._path):
-            self._write_journal()
+            if time.monotonic() >= self._due:
+                self._write_journal()
             target = Path(os.path.realpath(self._path))
             part = self._folder / f"part{target.suffix}"
             paths = {name: str(self._folder / name) for name in self._names}
@@ -145,9 +146,11 @@ class Work:
                 for name, spool in self._spools.items():  # a full disk gets the room back that part of a block took
                     os.ftruncate(spool, self._kept * self._dtypes[name].itemsize)
                 self._write_journal()
-        if not self._journaled:
-            return ""
-        return f"run again with --resume to continue at row {self._journaled}"
+        try:
+            rows = _loaded(self._folder / JOURNAL)["rows"]  # of one that was written as the interrupt came, too
+        except (OSError, InputError):
+            rows = 0
+        return f"run again with --resume to continue at row {rows}" if rows else ""
 
     def close(self) -> None:
         for spool in self._spools.values():
