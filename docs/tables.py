@@ -77,10 +77,9 @@ def forms_of(name: str) -> list[tuple[str, ...]]:
     return [(FIXED_FORM[name],)]
 
 
-def example(name: str, forms: tuple[str, ...]) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Small calls of a function in the given forms: the value, then each derivative that it offers."""
-    function = getattr(ek, name)
-    parameters = inspect.signature(function).parameters
+def operands_of(name: str, forms: tuple[str, ...]) -> tuple[tuple[np.ndarray, ...], dict[str, Any]]:
+    """Small operands of a function in the given forms, and the options that go with them."""
+    parameters = inspect.signature(getattr(ek, name)).parameters
     operands: tuple[Any, ...] = (GIVEN[forms[0]],)
     options: dict[str, Any] = {}
     if "p_form" in parameters:
@@ -92,6 +91,14 @@ def example(name: str, forms: tuple[str, ...]) -> Iterator[tuple[str, Callable[[
         operands = (*operands, ONE_HOT if name == "binary_cross_entropy" else LABELS)
     if "form" in parameters:
         options["form"] = forms[0]
+    return operands, options
+
+
+def example(name: str, forms: tuple[str, ...]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Small calls of a function in the given forms: the value, then each derivative that it offers."""
+    function = getattr(ek, name)
+    parameters = inspect.signature(function).parameters
+    operands, options = operands_of(name, forms)
     yield "value", lambda: function(*operands, **options)
     if "return_grad" in parameters:
         which: Any = "both" if "p_form" in parameters else True
