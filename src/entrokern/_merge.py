@@ -19,6 +19,9 @@ Statistics: TypeAlias = dict[str, Array]
 # A number that is carried on by many merges has another beside it: what their additions have rounded away.
 LOST = "_lost"
 
+# The surprises at all classes are summed in this unit: of any number of classes the sum is finite where their mean is.
+SURPRISES = 2.0**32
+
 
 def put(statistics: Statistics, name: str, value: Array, lost: Array | None = None) -> None:
     statistics[name] = value
@@ -123,7 +126,7 @@ def merged(a: Statistics, b: Statistics, temperature: float, class_mass_a: float
             new[name] = a[name]
     for name, masses in (
         ("surprise", lambda: (a["mass"], b["mass"])),
-        ("surprises", lambda: (class_mass_a, class_mass_b)),
+        ("surprises", lambda: (class_mass_a / SURPRISES, class_mass_b / SURPRISES)),
     ):
         if name in a:
             # What lies in a slice is less probable in the whole, by as much as the slice's lse lies below.

@@ -12,9 +12,15 @@ import numpy as np
 
 from . import _arrays
 from ._call import Call
-from ._merge import LOST, Array, Statistics, get, put
-from ._slices import bare, pieces, put_normaliser, row_results
+from ._merge import Array, Statistics, get, put
+from ._slices import bare, pieces, put_normaliser, row_results, runs_on_cpu
 from .reference import Mixture, Pair, RowStatistics, Side, mixture, pair, side, times
+
+# What the second read sums up.
+SUMS = {
+    "kl_divergence": ("kl_divergence", "mass"),
+    "js_divergence": ("js_divergence", "slope_p", "slope_q"),
+}
 
 
 def normalisers(call: Call) -> Statistics:
@@ -28,23 +34,12 @@ def normalisers(call: Call) -> Statistics:
 
 def terms(call: Call, rows: Statistics) -> Statistics:
     """Sums over the slice: of the divergence, and of what its gradients need; `rows` are the rows' normalisers."""
-    kl, w = call.quantity == "kl_divergence", call.js_weight
-    names = (call.quantity, "mass") if kl else (call.quantity, "slope_p", "slope_q")
-    sums = {name: _arrays.empty(call.row_shape, np.dtype(np.float64), call.x) for name in names}
+    sums: Statistics = {}
     with np.errstate(all="ignore"):
-        for piece, t in _pairs(call, rows):
-            if kl:
-                excess = 0.0 if call.form == call.y_form == "logits" else t.difference.sum(axis=-1)
-                found = [t.terms.sum(axis=-1) + excess, t.p.sum(axis=-1)]
-            else:
-                of_m = mixture(t, w)
-                found = [part.sum(axis=-1) for part in (of_m.terms, *_slopes(t, of_m, w))]
-            for name, value in zip(names, found, strict=True):
-                sums[name][piece] = value
-    result: Statistics = {}
-    for name, value in sums.items():
-        put(result, name, value)
-    return result
+        found = _terms_by_kernel(call, rows) if runs_on_cpu(call) else _terms(call, rows)
+    for name in SUMS[call.quantity]:
+        put(sums, name, found[name])
+    return sums
 
 
 def gradients(call: Call, rows: Statistics, factor: Array) -> None:
@@ -53,16 +48,72 @@ def gradients(call: Call, rows: Statistics, factor: Array) -> None:
         undefined = np.isnan(get(rows, call.quantity))
         for name in ("max", "q_max"):
             undefined = undefined | ~np.isfinite(rows[name]) if name in rows else undefined
+        factor = np.where(undefined & (factor != 0.0), np.nan, factor)
+        if runs_on_cpu(call):
+            _gradients_by_kernel(call, rows, factor)
+            return
         for piece, t in _pairs(call, rows):
-            sums = {name: get(rows, name)[piece][..., None] for name in rows if name + LOST in rows}
+            sums = {name: get(rows, name)[piece][..., None] for name in SUMS[call.quantity]}
             for name, out in call.maps.items():
                 form = call.form if name == "grad_p" else call.y_form
                 f = (factor / call.temperature if form == "logits" else factor)[piece][..., None]
                 gradient = _by_p(call, t, sums) if name == "grad_p" else _by_q(call, t, sums)
-                out[piece] = np.where(f == 0.0, 0.0, np.where(undefined[piece][..., None], np.nan, f * gradient))
+                out[piece] = np.where(f == 0.0, 0.0, f * gradient)
 
 
-# The gradients as in `reference`, with sums over whole rows in place of those over the slice.
+# --- on the CPU, the kernel of whole rows ---------------------------------------------------------------
+
+
+def _terms_by_kernel(call: Call, rows: Statistics) -> Statistics:
+    from .cpu.slices import SUMS_OF_PAIRS, pair_sums
+
+    sums = pair_sums(call, _normalisers_in_line(call, rows)).reshape(1 + len(SUMS_OF_PAIRS), *call.row_shape)
+    return {call.quantity: sums[0]} | dict(zip(SUMS_OF_PAIRS, sums[1:], strict=True))
+
+
+def _gradients_by_kernel(call: Call, rows: Statistics, factor: Array) -> None:
+    from .cpu.slices import SUMS_OF_PAIRS, write_pair_gradients
+
+    # The slopes of KL by log p sum to KL itself; those by Q are not needed.
+    known = {name: get(rows, name) for name in SUMS[call.quantity]}
+    known |= {"slope_p": known[call.quantity]} if call.quantity == "kl_divergence" else {}
+    sums = np.zeros((1 + len(SUMS_OF_PAIRS), call.n_rows))
+    for at, name in enumerate((call.quantity, *SUMS_OF_PAIRS)):
+        if name in known:
+            sums[at] = known[name].reshape(-1)
+    write_pair_gradients(call, _normalisers_in_line(call, rows), sums, factor.reshape(-1))
+
+
+def _normalisers_in_line(call: Call, rows: Statistics) -> Array:
+    """``m, log Z, Z - 1`` of P and of Q, a row in each column: NaN without a softmax, 0 where the form needs none."""
+    found = np.zeros((6, call.n_rows))
+    for at, form, name in ((0, call.form, ""), (3, call.y_form, "q_")):
+        if form == "logits":
+            m = rows[f"{name}max"].reshape(-1)
+            log_Z = np.where(np.isfinite(m), get(rows, f"{name}log_Z").reshape(-1), np.nan)
+            found[at : at + 3] = m, log_Z, np.expm1(log_Z)
+    return found
+
+
+# --- elsewhere, formulas ------------------------------------------------------------------------------
+
+
+def _terms(call: Call, rows: Statistics) -> Statistics:
+    w = call.js_weight
+    sums = {name: _arrays.empty(call.row_shape, np.dtype(np.float64), call.x) for name in SUMS[call.quantity]}
+    for piece, t in _pairs(call, rows):
+        if call.quantity == "kl_divergence":
+            excess = 0.0 if call.form == call.y_form == "logits" else t.difference.sum(axis=-1)
+            found = [t.terms.sum(axis=-1) + excess, t.p.sum(axis=-1)]
+        else:
+            of_m = mixture(t, w)
+            found = [part.sum(axis=-1) for part in (of_m.terms, *_slopes(t, of_m, w))]
+        for total, value in zip(sums.values(), found, strict=True):
+            total[piece] = value
+    return sums
+
+
+# Gradients as in `reference`, with sums over whole rows in place of those over the slice.
 
 
 def _by_p(call: Call, t: Pair, sums: Statistics) -> Array:

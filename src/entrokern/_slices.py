@@ -14,7 +14,7 @@ import numpy as np
 
 from . import _arrays, _device, _dispatch, _validate
 from ._call import Call, can_be, execute
-from ._merge import Array, Statistics, get, put
+from ._merge import SURPRISES, Array, Statistics, get, put
 from .reference import soft_capped, times
 
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ def _of_target(call: Call, class_start: int, names: Sequence[str], precise: bool
     if surprise is None:
         return found
     if call.labels is not None:
-        surprise = np.where(found["mass"] == 0.0, 0.0, surprise)
+        elsewhere = 0.0 if call.form == "logits" else _nan_or_zero(call)
+        surprise = np.where(found["mass"] == 0.0, elsewhere, surprise)
     # In a slice of nothing but -inf all is as improbable as can be, but what has no share adds nothing.
     put(found, "surprise", np.where(nothing, times(found["mass"], np.full_like(found["mass"], np.inf)), surprise))
     if call.label_smoothing > 0.0:
@@ -144,10 +145,16 @@ def _mass(q: Any, class_weight: Array | None) -> Array:
 
 
 def _surprise_at_all(call: Call, precise: bool) -> Array:
-    """``Σ_c w_c·(-log p_c)``, which smoothing asks for: the loss of a label smoothed away."""
+    """``Σ_c w_c·(-log p_c)``, which smoothing asks for, in its unit: the loss of a label smoothed away."""
     labels = np.zeros_like(call.x[..., 0], dtype=np.int64)
     smoothed = bare(call, "cross_entropy", labels=labels, label_smoothing=1.0, class_weight=call.class_weight)
-    return call.k * row_results(smoothed, "loss", precise=precise)["loss"]
+    return call.k / SURPRISES * row_results(smoothed, "loss", precise=precise)["loss"]
+
+
+def _nan_or_zero(call: Call) -> Array:
+    """NaN for rows whose slice holds what is no probability: no other slice knows. (Of logits, the largest says it.)"""
+    probable = call.x >= 0 if call.form == "probs" else call.x == call.x
+    return np.where(np.count_nonzero(~probable, axis=-1) > 0, np.nan, 0.0)
 
 
 def _infinite(call: Call) -> float:
@@ -218,7 +225,8 @@ def write_maps(whole: Partial, call: Call, class_start: int, scale: float = 1.0)
     """Write the maps that `call`, of the slice, asks for; gradient and Hessian are multiplied by `scale`."""
     with np.errstate(all="ignore"):
         rows = _rows_of(whole, call, class_start, scale)
-        if whole.of_logits and call.y is None and whole.setting.softcap is None and _runs_on_cpu(call):
+        # A softcap by the kernels is dearer than by these formulas: libm's tanh, one element at a time.
+        if runs_on_cpu(call) and whole.setting.softcap is None and (whole.of_logits or "A" in rows):
             _write_by_kernel(whole, call, rows)
             return
         for piece in pieces(call.x.shape):
@@ -234,25 +242,31 @@ def write_maps(whole: Partial, call: Call, class_start: int, scale: float = 1.0)
                 call.maps[name][piece] = value
 
 
-def _runs_on_cpu(call: Call) -> bool:
+def runs_on_cpu(call: Call) -> bool:
     return not _device.is_device_array(call.x) and _dispatch.chosen() == "cpu"
 
 
 def _write_by_kernel(whole: Partial, call: Call, rows: Statistics) -> None:
-    from .cpu.slices import write_maps
+    from .cpu import slices
 
-    s, log_Z = whole.setting, rows["log_Z"]
-    of_setting: dict[str, Any] = {
-        name: getattr(s, name) for name in ("temperature", "label_smoothing", "z_loss", "unit")
-    }  # fmt: skip
+    s = whole.setting
+    call = replace(call, temperature=s.temperature, label_smoothing=s.label_smoothing, z_loss=s.z_loss, unit=s.unit)
+    of_row = np.zeros(call.row_shape)
+    log_Z = rows.get("log_Z", of_row)
     S = np.expm1(log_Z)
+    if call.y is not None or not whole.of_logits:
+        rows = {"max": of_row, "lse": of_row, "S": S} | rows
+        # NaN times anything is NaN, and a row of weight 0 is left out.
+        rows["weight"] = np.where(rows["undefined"] & (rows["weight"] != 0.0), np.nan, rows["weight"])
+        slices.write_target_maps(call, rows, whole.classes)
+        return
     usual: Statistics = {
         "S": np.where(rows["undefined"], np.nan, S) if "undefined" in rows else S,
         "mean": (log_Z - rows["entropy"]) / np.log(2.0) if "entropy" in rows else log_Z,  # of log2 e^(z - m)
         "label": np.full(S.shape, NOWHERE), "weight": np.ones_like(S),
         "label_weight": whole.arrays.get("label_weight", np.ones_like(S)),
     }  # fmt: skip
-    write_maps(replace(call, **of_setting), usual | rows, whole.classes, whole.class_mass, s.quantity == "entropy")
+    slices.write_maps(call, usual | rows, whole.classes, whole.class_mass, s.quantity == "entropy")
 
 
 def _rows_of(whole: Partial, call: Call, class_start: int, scale: float) -> Statistics:

@@ -253,7 +253,7 @@ class Partial:
             if eps < 1.0:
                 loss = (1.0 - eps) * self._target_loss()
             if eps > 0.0:
-                loss = loss + eps / self.classes * get(arrays, "surprises")
+                loss = loss + eps * _merge.SURPRISES / self.classes * get(arrays, "surprises")
             loss = s.unit * loss
             if self.of_logits:
                 m = arrays["max"]

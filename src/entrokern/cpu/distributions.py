@@ -25,8 +25,9 @@ from .compile import inline, inline_sums, kernel
 from .finish import scan
 from .math import LOG2E, exp, log, log1p
 from .memory import vector
+from .row_groups import fill, place_of
 from .rows import first_bad_label
-from .statistics import class_of, first_block, first_position, row_record
+from .statistics import class_of, first_block, row_record
 
 LOGITS, LOG_PROBS, PROBS = range(3)
 FORM_CODES = {"logits": LOGITS, "log_probs": LOG_PROBS, "probs": PROBS}
@@ -169,6 +170,41 @@ def cross_entropy_block(n, log_Z, stage):
     return total, A
 
 
+@inline
+def write_target_map(
+    x, start, stride, y, y_start, y_stride, k, classes, form, dense, label, smoothing, class_weight, m, S, A, lse,
+    inv_T, cap, z_loss, unit, factor, kind, stage, out, out_start, out_stride,
+):  # fmt: skip
+    """``factor`` times the gradient (kind 0) or Hessian (1) by `k` of the `classes` of a row of ``m, S, A, lse``."""
+    inv_Z = 1.0 / (1.0 + S)
+    if form == LOGITS:
+        factor *= inv_T
+    for b in range(0, k, BLOCK):
+        size = min(BLOCK, k - b)
+        p, log_p, target = slot_of(stage, P, size), slot_of(stage, LOG_P, size), slot_of(stage, Q, size)
+        read_target(y, y_start, y_stride, b, size, classes, dense, label, smoothing, class_weight, stage, target)
+        read_distribution(x, start + b * stride, stride, size, form, m, inv_T, S, cap, True, stage, p, log_p)
+        gradient = slot_of(stage, OUT_P, size)
+        if form == LOGITS:
+            for c in range(size):
+                rest = S * inv_Z if log_p[c] == 0.0 else 1.0 - p[c]  # of the largest logit with its digits
+                if kind == 0:
+                    gradient[c] = unit * _formulas.softmax_gradient(A, target[c], p[c], rest)
+                    gradient[c] += 2.0 * z_loss * lse * p[c] if z_loss != 0.0 else 0.0
+                else:
+                    gradient[c] = unit * inv_T * A * p[c] * rest
+                gradient[c] *= factor
+            if cap > 0.0:
+                through_softcap(gradient, x, start + b * stride, stride, cap)
+        elif form == LOG_PROBS:
+            for c in range(size):
+                gradient[c] = -factor * unit * target[c]
+        else:
+            for c in range(size):
+                gradient[c] = -factor * unit * _formulas.times(target[c], 1.0 / p[c])
+        store(gradient, out, out_start + b * out_stride, out_stride)
+
+
 @kernel
 def cross_entropy_rows(
     x, geometry, y, y_geometry, first, rows, k, form, labels, ignore, weights, class_weight, smoothing, temperature,
@@ -186,72 +222,41 @@ def cross_entropy_rows(
     for i in rows:
         label = -1 if dense else class_of(labels[i], ignore)
         weight = weights[i] if weights.size and label != -2 else (0.0 if label == -2 else 1.0)
+        out_start, out_stride = place_of(out_geometry, first + i)
         if weight == 0.0:
             results[0, i] = 0.0
-            if out is not None:
-                store_constant(0.0, k, out, row_start(out_geometry, first + i), out_geometry[CLASS_STRIDE])
+            fill(0.0, k, out, out_start, out_stride)
             continue
         start = row_start(geometry, first + i)
         y_start = row_start(y_geometry, first + i) if dense else 0
         m, L, S = normaliser(x, start, stride, k, form, scale, cap, stage)
-        Z, lse = 1.0 + S, m * inv_T + L
-        loss, A, argmax, loss_lost, A_lost = 0.0, 0.0, -1, 0.0, 0.0
-        undefined = False
-        for sweep in range(1 if out is None else 2):
-            for b in range(0, k, BLOCK):
-                size = min(BLOCK, k - b)
-                p, log_p, target = (
-                    slot_of(stage, P, size),
-                    slot_of(stage, LOG_P, size),
-                    slot_of(stage, Q, size),
-                )
-                read_target(y, y_start, y_stride, b, size, k, dense, label, smoothing, class_weight, stage, target)
-                read_distribution(x, start + b * stride, stride, size, form, m, inv_T, S, cap, True, stage, p, log_p)
-                if sweep == 0:
-                    terms, part = cross_entropy_block(size, L, stage)
-                    loss, loss_lost = accumulate(loss, loss_lost, terms)
-                    A, A_lost = accumulate(A, A_lost, part)
-                    if argmax < 0 and form == LOGITS:
-                        position = first_position(slot_of(stage, LOADED, size), m, vector(1.0))
-                        argmax = b + position if position < size else -1
-                elif out is not None:
-                    gradient = slot_of(stage, OUT_P, size)
-                    factor = weight * map_scale
-                    if form == LOGITS:
-                        inv_Z, factor = 1.0 / Z, factor * inv_T
-                        for c in range(size):
-                            rest = S * inv_Z if b + c == argmax else 1.0 - p[c]
-                            if kind == 0:
-                                gradient[c] = unit * _formulas.softmax_gradient(A, target[c], p[c], rest)
-                                gradient[c] += 2.0 * z_loss * lse * p[c] if z_loss != 0.0 else 0.0
-                            else:
-                                gradient[c] = unit * inv_T * A * p[c] * rest
-                            gradient[c] *= factor
-                        if cap > 0.0:
-                            through_softcap(gradient, x, start + b * stride, stride, cap)
-                    elif form == LOG_PROBS:
-                        for c in range(size):
-                            gradient[c] = -factor * unit * target[c]
-                    else:
-                        for c in range(size):
-                            gradient[c] = -factor * unit * _formulas.times(target[c], 1.0 / p[c])
-                    out_stride = out_geometry[CLASS_STRIDE]
-                    store(gradient, out, row_start(out_geometry, first + i) + b * out_stride, out_stride)
-            if sweep == 0:
-                loss, A = loss + loss_lost, A + A_lost
-                if form == LOGITS and not -np.inf < m < np.inf:
-                    loss, undefined = infinite_loss(
-                        x, start, stride, y, y_start, y_stride, k, dense, label, smoothing, class_weight, cap,
-                        A, stage,
-                    )  # fmt: skip
-                    lse = np.inf
-                value = unit * loss
-                if z_loss != 0.0:
-                    value += z_loss * lse * lse
-                results[0, i] = weight * value
-                if out is not None and (undefined or loss != loss):
-                    store_constant(np.nan, k, out, row_start(out_geometry, first + i), out_geometry[CLASS_STRIDE])
-                    break
+        lse = m * inv_T + L
+        loss, A, loss_lost, A_lost = 0.0, 0.0, 0.0, 0.0
+        for b in range(0, k, BLOCK):
+            size = min(BLOCK, k - b)
+            p, log_p, target = slot_of(stage, P, size), slot_of(stage, LOG_P, size), slot_of(stage, Q, size)
+            read_target(y, y_start, y_stride, b, size, k, dense, label, smoothing, class_weight, stage, target)
+            read_distribution(x, start + b * stride, stride, size, form, m, inv_T, S, cap, True, stage, p, log_p)
+            terms, part = cross_entropy_block(size, L, stage)
+            loss, loss_lost = accumulate(loss, loss_lost, terms)
+            A, A_lost = accumulate(A, A_lost, part)
+        loss, A, undefined = loss + loss_lost, A + A_lost, False
+        if form == LOGITS and not -np.inf < m < np.inf:
+            loss, undefined = infinite_loss(
+                x, start, stride, y, y_start, y_stride, k, dense, label, smoothing, class_weight, cap, A, stage
+            )
+            lse = np.inf
+        value = unit * loss
+        if z_loss != 0.0:
+            value += z_loss * lse * lse
+        results[0, i] = weight * value
+        if undefined or loss != loss:
+            fill(np.nan, k, out, out_start, out_stride)
+        elif out is not None:
+            write_target_map(
+                x, start, stride, y, y_start, y_stride, k, k, form, dense, label, smoothing, class_weight, m, S, A,
+                lse, inv_T, cap, z_loss, unit, weight * map_scale, kind, stage, out, out_start, out_stride,
+            )  # fmt: skip
     return -1
 
 
