@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
@@ -108,12 +107,6 @@ def _refuse_two_devices(arrays: dict[str, Any]) -> None:
                 f"{name} lies on GPU {device}, {first} on GPU {lie[first]}; bring them to one, for example within "
                 "`with cupy.cuda.Device(...)`"
             )
-
-
-def any_lazy(values: Iterable[Any]) -> bool:
-    """Whether a Dask array is among `values`; where none can be, without looking at them."""
-    dask_array = sys.modules.get("dask.array")
-    return dask_array is not None and any(isinstance(value, dask_array.Array) for value in values)
 
 
 def _described(array: Any) -> str:

@@ -7,7 +7,7 @@ depends on the data and its place (labels out of range, denominators, overlap) i
 
 Calls that are not plain have no plan and are checked in full each time: those with lists, broadcast or
 converted operands, a class axis that is not the last, class weights, results in place, or ``validate=True``.
-Those with Dask arrays go their own way (`dask/`), block by block.
+Those with arrays of other libraries go to the rooms of these (`_guests.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from . import _arrays, _device, _dispatch
+from . import _arrays, _device, _dispatch, _guests
 from ._arrays import Array
 from ._call import Call, Job, counts_every_row, execute
 
@@ -43,23 +43,21 @@ def planned(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
+        arrays: list[Array] = []
+        key = _key(args, options, arrays)
+        if key is None and (room := _guests.guest_of((*args, *options.values()))) is not None:
+            served: R = _guests.room(room).run(call, args, options)
+            return served
         x = args[0] if args else options.get(first)
         if _device.is_device_array(x):
             with _device.device_of(x, first):  # all that is made for a call, kernels included, is of its array's device
-                return run(args, options)
-        return run(args, options)
+                return run(key, arrays, args, options)
+        return run(key, arrays, args, options)
 
-    def run(args: Any, options: Any) -> R:
-        arrays: list[Array] = []
-        key = _key(args, options, arrays)
+    def run(key: Any, arrays: list[Array], args: Any, options: Any) -> R:
         plan = plans.get(key)
         if plan is not None and not plan.may_overlap(arrays):
             return plan.run(arrays)
-        if key is None and _dispatch.any_lazy((*args, *options.values())):
-            from . import dask
-
-            lazy: R = dask.lazily(call, args, options)
-            return lazy
         job: Any = function(*args, **options)
         result: R = job.run()
         if key is not None and is_repeatable(job, arrays):

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from . import _arrays, _device, _merge, _options, _slices, losses
+from . import _arrays, _device, _guests, _merge, _options, _slices, losses
 from ._call import Call, raise_empty
-from ._dispatch import any_lazy, library_of
+from ._dispatch import library_of
 from ._merge import Array, Statistics, get
 from .reference import times
 from .score import NEEDS_LABELS, Score, output_names
@@ -368,8 +368,11 @@ def partial(
     >>> ek.combine(left, right).finish(k=4)
     array([1.84234958])
     """
+    x, target, class_weight, sample_weight, target_logit = map(
+        _guests.unwrapped, (x, target, class_weight, sample_weight, target_logit)
+    )
     given = {"x": x, "target": target, "class_weight": class_weight, "sample_weight": sample_weight}
-    if any_lazy(given.values()):
+    if _guests.guest_of(given.values()) == "dask":
         raise TypeError(
             "partial takes a slice that is there, and a Dask array came; pass cross_entropy the whole of it"
         )

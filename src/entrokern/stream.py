@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import array_api_compat as compat
 import numpy as np
 
-from . import _arrays, _device, _options, losses
+from . import _arrays, _device, _guests, _options, losses
 from ._arrays import Array
 from ._call import Call, can_be, check_targets, raise_empty
 from ._dispatch import library_of
@@ -305,6 +305,7 @@ class Accumulator:
 
     def _block(self, x: Any, target: Any, sample_weight: Any) -> Tally:
         """The tally of a block."""
+        x, target, sample_weight = map(_guests.unwrapped, (x, target, sample_weight))
         for name, value in {"x": x, "target": target, "sample_weight": sample_weight}.items():
             if compat.is_dask_array(value):
                 raise TypeError(

@@ -16,7 +16,7 @@ from .classes import over_classes
 from .rows import over_rows
 
 
-def lazily(function: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any]) -> Any:
+def run(function: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any]) -> Any:
     """What the public `function` gives for these arguments, some of them Dask arrays: the same, lazily."""
     call = LazyCall.of(function, args, options)
     if call.class_axis is not None and len(call.chunks[call.class_axis]) > 1:
