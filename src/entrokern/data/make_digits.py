@@ -15,9 +15,9 @@ import numpy as np
 
 
 def main() -> None:
-    from sklearn.datasets import load_digits  # type: ignore
-    from sklearn.linear_model import LogisticRegression  # type: ignore
-    from sklearn.model_selection import train_test_split  # type: ignore
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import train_test_split
 
     pixels, labels = load_digits(return_X_y=True)
     train, test = train_test_split(np.arange(len(labels)), test_size=0.5, stratify=labels, random_state=0)
