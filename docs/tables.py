@@ -41,8 +41,8 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 # --- function × form × backend --------------------------------------------------------------------
 
 NOT_QUANTITIES = {
-    "Accumulator", "Partial", "Score", "StreamSummary", "backends", "combine", "partial", "set_num_threads",
-    "show_info", "use_backend", "warmup",
+    "Accumulator", "Partial", "Score", "StreamSummary", "backends", "combine", "linear_cross_entropy", "partial",
+    "set_num_threads", "show_info", "use_backend", "warmup",
 }  # fmt: skip
 # The form of functions that have no `form` argument.
 FIXED_FORM = {

@@ -33,6 +33,9 @@ SIGNATURES = {
     "score": "x, target=None, *, outputs=None, axis=-1, class_weight=None, sample_weight=None, "
     "label_smoothing=0.0, ignore_index=None, temperature=1.0, softcap=None, z_loss=0.0, base=None, "
     "on_empty='nan', out=None, grad_out=None, hess_out=None",
+    "linear_cross_entropy": "hidden, weight, target, *, bias=None, class_weight=None, sample_weight=None, "
+    "label_smoothing=0.0, ignore_index=None, temperature=1.0, softcap=None, z_loss=0.0, base=None, "
+    "reduction='mean', on_empty='nan', return_grad=False, out=None, grad_out=None",
     "logsumexp": "x, *, axis=-1, out=None",
     "log_softmax": "x, *, axis=-1, out=None",
     "softmax": "x, *, axis=-1, out=None",

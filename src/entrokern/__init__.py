@@ -1,6 +1,7 @@
 """Fused, compiled kernels for the entropies of machine learning over large ``(n, k)`` arrays."""
 
 from ._dispatch import backends, use_backend
+from .linear import linear_cross_entropy
 from .losses import (
     binary_cross_entropy,
     cross_entropy,
@@ -33,6 +34,7 @@ __all__ = [
     "js_divergence",
     "kl_divergence",
     "kl_estimate",
+    "linear_cross_entropy",
     "log_softmax",
     "logsumexp",
     "partial",

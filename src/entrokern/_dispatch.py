@@ -55,7 +55,7 @@ LIBRARIES: dict[str, Callable[[Any], bool]] = {
 }
 
 # Operands that results are made after: beside an array on a device, a list will not do.
-MAIN = {"x", "p", "q", "log_p", "log_q"}
+MAIN = {"x", "p", "q", "log_p", "log_q", "hidden", "weight"}
 
 # Types that need no such test: what most calls come with.
 PLAIN = {np.ndarray, type(None), list, tuple, int, float}
