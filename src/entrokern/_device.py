@@ -19,11 +19,7 @@ def is_device_array(value: Any) -> bool:
     """Whether `value` lies in a GPU's memory: an array of CuPy, or one with ``__cuda_array_interface__``."""
     if type(value) in HOST:
         return False
-    if is_cupy_array(value):
-        return True
-    if type(value).__module__.partition(".")[0] == "torch":  # whose tensors all have the interface, and raise
-        return bool(getattr(value, "is_cuda", False))
-    return hasattr(value, "__cuda_array_interface__")
+    return is_cupy_array(value) or hasattr(value, "__cuda_array_interface__")
 
 
 def is_cupy_array(value: Any) -> bool:
@@ -38,8 +34,6 @@ def asarray(name: str, value: Any) -> Any:
     with device_of(value, name):
         import cupy
 
-        if hasattr(value, "detach"):  # a torch tensor, perhaps bfloat16, which the interface has no name for
-            return cupy.from_dlpack(value.detach())
         return cupy.asarray(value)
 
 
@@ -52,8 +46,6 @@ def device_of(value: Any, name: str = "an array") -> Any:
     except ImportError as error:
         described = f"{name} (a {type(value).__module__} {type(value).__name__})"
         raise RuntimeError(NO_CUPY.format(name=described)) from error
-    if hasattr(value, "detach"):
-        return cupy.cuda.Device(value.__dlpack_device__()[1])
     pointer = value.__cuda_array_interface__["data"][0]
     # Of no elements, and nowhere.
     return cupy.cuda.Device(cupy.cuda.runtime.pointerGetAttributes(pointer).device) if pointer else cupy.cuda.Device()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,10 @@ GUESTS = (
     Guest("pandas", ("DataFrame", "Series"), "pandas"),
 )
 OTHERS = "array_api"  # the room of whatever follows the array API standard
+
+# Set by a room whose library traces programs: whether one is being traced, and what to put there for a call.
+is_traced: Callable[[], bool] | None = None
+traced: Any = None
 
 NATIVE = {np.ndarray, type(None), list, tuple, str, bool, int, float}  # what most calls come with: no guests
 

@@ -43,6 +43,9 @@ def planned(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
+        if _guests.is_traced is not None and _guests.is_traced():
+            put: R = _guests.traced(call, args, options)
+            return put
         arrays: list[Array] = []
         key = _key(args, options, arrays)
         if key is None and (room := _guests.guest_of((*args, *options.values()))) is not None:

@@ -156,6 +156,7 @@ class Partial:
             raise ValueError("a KL divergence has no gradient by slices; call kl_divergence on whole rows")
         if s.target == "none" and s.quantity != "entropy":
             raise ValueError("slices without a target have no loss whose gradient there could be; pass partial one")
+        x, target, class_weight, out = map(_guests.unwrapped, (x, target, class_weight, out))
         array, axis, call = losses.cross_entropy_call(
             x, target, s.form, axis, class_weight, None, 0.0, None, 1.0, None, 0.0, None, False
         )

@@ -148,7 +148,7 @@ class Accumulator:
         self.per_class = _options.flag("per_class", per_class)
         if self.per_class and quantity != "cross_entropy":
             raise ValueError(f"per_class=True needs labels, which {quantity} has not; leave it out")
-        self.options = _checked(quantity, options)
+        self.options = _checked(quantity, {name: _guests.unwrapped(value) for name, value in options.items()})
         self._tally = Tally()
 
     def update(self, x: Any, target: Any = None, sample_weight: Any = None) -> Accumulator:
