@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 import entrokern as ek
-from entrokern import _dispatch, _options
+from entrokern import _dispatch, _guests, _options
 from entrokern.score import OUTPUTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -156,11 +156,18 @@ def function_table() -> str:
     return markdown(["function", "forms", "gradient", "Hessian", *(f"`{b}`" for b in backends)], rows)
 
 
+GUEST_ABOUT = {
+    "dask": "lazily, block by block: blocks of the above",
+    "torch": "as the above, over the same memory; differentiable, also under `torch.compile`",
+    "jax": "as NumPy arrays over the same memory; differentiable, under `jit` and `vmap`; on the CPU",
+    "pandas": "as NumPy arrays; results are Series and DataFrames with the same labels",
+}
+
+
 def library_table() -> str:
     rows = [[name, f"`{backend}`: {ek.backends()[backend]}"] for name, backend in _dispatch.DEFAULT.items()]
-    rows.append(["dask", "lazily, block by block: blocks of the above"])
-    others = [name for name in _dispatch.LIBRARIES if name not in (*_dispatch.DEFAULT, "dask")]
-    rows += [[name, "none yet: `TypeError`"] for name in others]
+    rows += [[guest.room, GUEST_ABOUT[guest.room]] for guest in _guests.GUESTS]
+    rows.append(["the array API standard", "as NumPy arrays over the same memory, by DLPack on the CPU"])
     return markdown(["arrays of", "run on"], rows)
 
 
