@@ -1,6 +1,6 @@
 """Make the tables of the documents from the code, and write them between their markers.
 
-python docs/tables.py            rewrite README.md, docs/design.md and docs/dask.md
+python docs/tables.py            rewrite README.md and the pages of docs/ that have tables
 python docs/tables.py --check    change nothing; fail if a table is stale
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; `TABLES` has the names.
@@ -28,7 +28,7 @@ from entrokern.score import OUTPUTS
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # whose `device` brings NumPy arrays to the CUDA backend
-PAGES = (ROOT / "README.md", ROOT / "docs" / "design.md", ROOT / "docs" / "dask.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "design.md", ROOT / "docs" / "dask.md", ROOT / "docs" / "backends.md")
 RESULTS = ROOT / "bench" / "results"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -169,6 +169,66 @@ def library_table() -> str:
     rows += [[guest.room, GUEST_ABOUT[guest.room]] for guest in _guests.GUESTS]
     rows.append(["the array API standard", "as NumPy arrays over the same memory, by DLPack on the CPU"])
     return markdown(["arrays of", "run on"], rows)
+
+
+def converters() -> dict[str, Callable[[np.ndarray], Any]]:
+    """From NumPy's arrays to those of each guest; operands in float32, which all of them have."""
+    import array_api_strict
+    import dask.array
+    import jax.numpy
+    import pandas
+    import torch
+
+    def frame(array: np.ndarray) -> Any:
+        return pandas.DataFrame(array) if array.ndim == 2 else pandas.Series(array)
+
+    return {
+        "dask": dask.array.from_array,
+        "torch": torch.tensor,
+        "jax": jax.numpy.asarray,
+        "pandas": frame,
+        "array API": array_api_strict.asarray,
+    }
+
+
+def guest_table() -> str:
+    """Which functions take arrays of each guest, found by calling them; ∂: a gradient comes back through the result."""
+    guests = converters()
+    rows = []
+    for name in quantities():
+        function = getattr(ek, name)
+        arrays, options = operands_of(name, forms_of(name)[0])
+        arrays = tuple(a.astype(np.float32) if a.dtype.kind == "f" else a for a in arrays)
+        expected = arrays_of(function(*arrays, **options))
+        cells = []
+        for guest, convert in guests.items():
+            found = arrays_of(function(*map(convert, arrays), **options))
+            right = all(np.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(found, expected, strict=True))
+            cells.append(("∂" if has_gradient(guest, function, arrays, options) else "yes") if right else "–")
+        rows.append([f"`{name}`", *cells])
+    return markdown(["function", *guests], rows)
+
+
+def has_gradient(guest: str, function: Callable[..., Any], arrays: tuple[np.ndarray, ...], options: Any) -> bool:
+    if guest == "torch":
+        import torch
+
+        x, *rest = map(torch.tensor, arrays)
+        try:
+            result = function(x.requires_grad_(), *rest, **options)
+        except ValueError:
+            return False
+        return bool(getattr(result, "requires_grad", False))
+    if guest == "jax":
+        import jax
+
+        x, *rest = map(jax.numpy.asarray, arrays)
+        try:
+            jax.grad(lambda x: function(x, *rest, **options).sum())(x)
+        except Exception:  # whatever JAX makes of ours
+            return False
+        return True
+    return False
 
 
 # --- options --------------------------------------------------------------------------------------
@@ -333,6 +393,7 @@ def of_bench(name: str) -> Any:
 TABLES: dict[str, Callable[[], str]] = {
     "functions": function_table,
     "libraries": library_table,
+    "guests": guest_table,
     "options": option_table,
     "corners": corner_table,
     "files": file_table,
