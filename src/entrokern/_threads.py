@@ -72,12 +72,17 @@ _of_thread = threading.local()
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Compute in the calling thread alone, whatever was chosen: it is one of several that do."""
-    alone = getattr(_of_thread, "alone", False)
+    before = alone()
     _of_thread.alone = True
     try:
         yield
     finally:
-        _of_thread.alone = alone
+        _of_thread.alone = before
+
+
+def alone() -> bool:
+    """Whether the calling thread computes alone."""
+    return getattr(_of_thread, "alone", False)
 
 
 def _forget() -> None:
@@ -125,7 +130,7 @@ def run_chunks(count: int, work: Callable[[int], None]) -> None:
     If a call raises, chunks not yet begun are dropped, running ones are awaited, and the exception of
     the lowest chunk is raised: when this function ends, no thread works for it any more.
     """
-    many = count > 1 and not getattr(_of_thread, "alone", False)
+    many = count > 1 and not alone()
     threads = min(num_threads(), count) if many else 1  # how many there are is a file's read away
     if threads <= 1:
         for i in range(count):

@@ -34,17 +34,17 @@ from .lanes import CHECKED, in_one_line, row_step
 from .map_terms import map_terms, special, special_row
 from .maps import GRAD, LOG_SOFTMAX, shifted, write_block
 from .math import cast, log1p_positive, lowered
-from .memory import copy_out, fence, load, load_first, prefetch_to_write, store, store_next, vector, width
+from .memory import copy_out, fence, load, prefetch_to_write, store, vector, width
 from .row_groups import largest
 from .rows import first_bad_label
-from .simd import BYTES, any_lane, lane_numbers, like_vector, where
-from .statistics import block_gaps, block_statistics, block_sum, class_of
-from .transpose import rows_max, rows_min, rows_sum
+from .simd import BYTES, any_lane, like_vector
+from .statistics import block_gaps, block_statistics, block_sum, class_of, first_position
+from .transpose import rows_max, rows_sum
 
 
 def tiles_size(dtype: np.dtype[Any]) -> int:
-    """Elements of four square tiles."""
-    return 4 * (BYTES // dtype.itemsize) ** 2
+    """Elements of three square tiles."""
+    return 3 * (BYTES // dtype.itemsize) ** 2
 
 
 def room(k: int, dtype: np.dtype[Any]) -> int:
@@ -57,16 +57,6 @@ def room(k: int, dtype: np.dtype[Any]) -> int:
 def start_of(geometry, first, r, n):
     """Where row r of the n from `first` on begins; beyond them the last one's place."""
     return row_start(geometry, first + min(r, n - 1))
-
-
-@inline
-def first_positions(row, m, v):
-    """In each lane where it first holds `m` (the row's length or more for nowhere): no branch to guess wrong."""
-    w = width(v)
-    found = like_vector(row.size, v)
-    for c in range((row.size - 1) // w * w, -1, -w):
-        found = where(load_first(row, c, row.size - c, v + np.nan) == m, like_vector(c, v), found)
-    return found + lane_numbers(v)
 
 
 @inline
@@ -111,8 +101,7 @@ def softmax_groups(
     """The work of `rows.softmax_rows` for plain logits in one piece, group by group."""
     v = vector(scale)
     w, total = width(v), 0.0
-    tops, sums = view(tiles, 0, w * w), view(tiles, w * w, w * w)
-    spreads, firsts = view(tiles, 2 * w * w, w * w), view(tiles, 3 * w * w, w * w)
+    tops, sums, spreads = view(tiles, 0, w * w), view(tiles, w * w, w * w), view(tiles, 2 * w * w, w * w)
     pitch, third = -(-k // w) * w, work.size // 3
     kept, line, last_line = view(work, 0, third), view(work, third, third), view(work, 2 * third, third)
     waiting, place = 0, 0
@@ -139,10 +128,10 @@ def softmax_groups(
                 else:
                     part, ties, spread, above, top = block_statistics(row, m, scale, y_logit, coming, kept, r * pitch)
                 store(spreads, r * w, spread)
-                if results[ARGMAX].size:
-                    store(firsts, r * w, first_positions(row, m, v))
                 if r < count:
                     put(results[RANK], low + r, above)
+                    if results[ARGMAX].size:
+                        put(results[ARGMAX], low + r, first_position(row, m, v))
             elif out is None:
                 part, ties, top = block_sum(row, m, scale, coming, None, 0)
             else:
@@ -155,8 +144,6 @@ def softmax_groups(
         store(records, S * GROUP + at, rows_sum(sums, v))
         if more:
             store(records, SPREAD * GROUP + at, rows_sum(spreads, v))
-            if results[ARGMAX].size:
-                store_next(results[ARGMAX], low, count, rows_min(firsts, v))
         if weighed:
             put_weights(records, at, low, count, labels, ignore, weights, class_weight)
         if at + w == GROUP or low + w >= n:

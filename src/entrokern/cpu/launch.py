@@ -40,6 +40,11 @@ def chunk_rows(n: int, k: int, most: int = CHUNK_RECORDS) -> int:
     return max(1, min(most, chunk_elements(n * k) // k))
 
 
+def _step(n: int, step: int, call: Call) -> int:
+    """Rows of a chunk: all, where one thread takes them and no sum could tell."""
+    return max(1, n) if threads.alone() and not call.total else step
+
+
 def _is_half_float(dtype: np.dtype[Any]) -> bool:
     """Whether a kernel can widen it on the way, which all can."""
     return dtype.itemsize == 2 and dtype.kind not in "biu"
@@ -126,11 +131,12 @@ def by_rows(call: Call, names: tuple[str, ...], work: RowWork) -> Run:
     returns the index of the first bad target of its chunk, or -1.
     """
     n = call.n_rows
-    step = chunk_rows(n, call.k)
-    chunks = -(-n // step)
+    chunk = chunk_rows(n, call.k)
     wanted = [(i, name) for i, name in enumerate(names) if name in call.rows]
 
     def run(call: Call) -> float:
+        step = _step(n, chunk, call)
+
         def run_chunk(c: int) -> float:
             start, stop = c * step, min(n, (c + 1) * step)
             results = np.empty((len(names), stop - start))
@@ -141,7 +147,7 @@ def by_rows(call: Call, names: tuple[str, ...], work: RowWork) -> Run:
                 deliver([(call.rows[name], results[i]) for i, name in wanted], start, stop)
             return sum_of(results[0]) if call.total else 0.0
 
-        return threads.sum_chunks(chunks, run_chunk)
+        return threads.sum_chunks(-(-n // step), run_chunk)
 
     return run
 
@@ -153,10 +159,11 @@ def by_records(call: Call, names: tuple[str, ...], work: RecordWork) -> Run:
     wanted, and returns the index of the first bad target of its chunk or -1, and the sum of the chunk's losses.
     """
     n = call.n_rows
-    step = chunk_rows(n, call.k, CHUNK_ROWS)
+    chunk = chunk_rows(n, call.k, CHUNK_ROWS)
     absent = [np.empty(0, result_dtype(name, call.x.dtype)) for name in names]
 
     def run(call: Call) -> float:
+        step = _step(n, chunk, call)
         outs = [(i, call.rows[name]) for i, name in enumerate(names) if name in call.rows]
         lines = [(i, out.reshape(-1)) for i, out in outs if out.flags.c_contiguous]
         others = [(i, out) for i, out in outs if not out.flags.c_contiguous]

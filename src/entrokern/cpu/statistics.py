@@ -237,8 +237,15 @@ def row_record(x, start, stride, k, next_start, ahead, slot, scale, cap, stage, 
 @inline
 def first_position(block, m, like):
     """The index of the first element equal to `m` (the length if there is none)."""
-    for i in range(0, block.size, width(like)):
-        found = load_first(block, i, block.size - i, like_vector(np.nan, like)) == m
+    w, i = width(like), 0
+    while i + 4 * w <= block.size:  # a branch for each vector would take longer than its comparison
+        a, b = load(block, i, like) == m, load(block, i + w, like) == m
+        c, d = load(block, i + 2 * w, like) == m, load(block, i + 3 * w, like) == m
+        if any_lane((a | b) | (c | d)):
+            break
+        i += 4 * w
+    for at in range(i, block.size, w):
+        found = load_first(block, at, block.size - at, like_vector(np.nan, like)) == m
         if any_lane(found):
-            return i + first_lane(found)
+            return at + first_lane(found)
     return block.size
