@@ -31,6 +31,10 @@ def files(tmp_path, monkeypatch):
     return SimpleNamespace(**arrays)
 
 
+def not_json(word: str) -> None:
+    raise AssertionError(f"{word} is no JSON")
+
+
 @pytest.fixture
 def score(capsys):
     """Run `entrokern score … --json` and return the facts."""
@@ -40,7 +44,7 @@ def score(capsys):
         code = cli.main(["score", *args, "--json", *blocks])
         out, err = capsys.readouterr()
         assert (code, err) == (0, "")
-        return json.loads(out)
+        return json.loads(out, parse_constant=not_json)
 
     return run
 

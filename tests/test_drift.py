@@ -13,6 +13,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
+from cli_fixtures import not_json
 from entrokern import _drift, _intervals, _scoring, cli
 
 pytest_plugins = ["cli_fixtures"]
@@ -55,7 +56,7 @@ def drift(capsys):
         code = cli.main(["drift", *args, "--json", *blocks])
         out, err = capsys.readouterr()
         assert err == ""
-        return code, json.loads(out)
+        return code, json.loads(out, parse_constant=not_json)
 
     return run
 
@@ -373,6 +374,7 @@ BAD_CALLS = [
     ("e.parquet d.parquet", "e.parquet has no column of numbers price, which d.parquet has"),
     ("d.parquet:city e.parquet", "d.parquet: column city has type string; a column of numbers"),
     ("d.parquet:nope e.parquet", "d.parquet has no column 'nope'"),
+    ("d.parquet:price,nope e.parquet", "d.parquet has no column 'nope'"),
     ("p.npy q.npy --form probs", "--form says how rows are given; it needs --of rows"),
     ("p.npy q.npy --of rows --bins 3", "--bins are those of columns"),
     ("p.npy q.npy --bins 1", "--bins 1 is out of range; pass 2 to 4096"),

@@ -300,6 +300,8 @@ BAD_CALLS = [
     ("wrong.safetensors", "wrong.safetensors:x is damaged: F32 (3, 4) does not take bytes 0 to 40"),
     ("notes.zarr", "notes.zarr is not a Zarr store, or damaged"),
     ("d.parquet:nope", "has no column 'nope'; it has: id (int64), v (fixed_size_list<element: float>[7]), w (string)"),
+    ("d.parquet:id,nope", "has no column 'nope'; it has: id"),
+    ("d.parquet:id,v*,id", "d.parquet: column 'id' is named twice"),
     ("d.parquet:w", "column w has type string; a column of numbers or of lists of numbers is needed"),
     ("d.parquet:[vw]", "column v has type fixed_size_list"),
     ("d.parquet:id", "d.parquet:id is one column; name those of all classes, as FILE:logit_*"),
@@ -385,7 +387,7 @@ def test_values_that_are_missing_make_bad_rows(files, score):
     labels = pa.array(files.y, mask=np.arange(N) == 500)
     parquet("d.parquet", v=pa.array(rows, pa.list_(pa.float32(), K)), y=labels)
     facts = score("d.parquet", "--bad-rows", "nan", "--out", "o.npy")
-    assert facts["bad_rows"] == {"NaN": 2, "label out of range": 1}
+    assert facts["bad_rows"] == {"NaN": 2, "no label": 1}
     assert [bad["row"] for bad in facts["first_bad_rows"]] == [70, 500, 900]
     expected = ek.cross_entropy(files.x, files.y, reduction="none")
     expected[[70, 500, 900]] = np.nan

@@ -123,3 +123,33 @@ def test_a_stream_takes_them() -> None:
 
 def test_the_example() -> None:
     assert doctest.testmod(sys.modules["entrokern.pandas"]).failed == 0
+
+
+def test_labels_of_a_linear_layer() -> None:
+    """Rows, features and classes each have labels, wherever they come from."""
+    features = ["long", "wide", "tall"]
+    hidden = pd.DataFrame(RNG.normal(size=(6, 3)), ROWS, features)
+    weight = pd.DataFrame(RNG.normal(size=(4, 3)), CLASSES, features)
+    bias = pd.Series(RNG.normal(size=4), CLASSES)
+    plain = ek.linear_cross_entropy(
+        hidden.to_numpy(), weight.to_numpy(), Y, bias=bias.to_numpy(), reduction="none", return_grad=True
+    )
+    loss, *gradients = ek.linear_cross_entropy(hidden, weight, LABELS, bias=bias, reduction="none", return_grad=True)
+    pd.testing.assert_series_equal(loss, pd.Series(plain[0], ROWS, name="linear_cross_entropy"))
+    for found, like, expected in zip(gradients, (hidden, weight), plain[1:3], strict=False):
+        pd.testing.assert_frame_equal(found, pd.DataFrame(expected, like.index, like.columns))
+    pd.testing.assert_series_equal(gradients[2], pd.Series(plain[3], CLASSES, name="grad"))
+    only = ek.linear_cross_entropy(hidden.to_numpy(), weight, LABELS, return_grad="weight")[1]
+    pd.testing.assert_frame_equal(
+        only,
+        pd.DataFrame(ek.linear_cross_entropy(hidden, weight, Y, return_grad="weight")[1].to_numpy(), CLASSES, features),
+    )
+    one = ek.linear_cross_entropy(hidden.iloc[2], weight, Y[2], return_grad="hidden")[1]
+    assert list(one.index) == features
+    for wrong, message in (
+        ({"weight": weight[features[::-1]]}, "weight has other labels than hidden of its features"),
+        ({"target": pd.Series(Y)}, "target has other labels than hidden of its rows"),
+        ({"bias": pd.Series(bias.to_numpy())}, "bias has other labels than weight of its classes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ek.linear_cross_entropy(**{"hidden": hidden, "weight": weight, "target": LABELS, "bias": bias} | wrong)

@@ -36,6 +36,7 @@ TABLE_OF_SCORE = """\
 the one column of lists of numbers, or all columns of floats;
                                             the labels are a column y, label or target"""
 TABLE_OF_DRIFT = "all columns of numbers and bools; else the column of lists of numbers"
+JSON_NUMBERS = "a NaN is null, infinities are strings"
 NEEDED = "Parquet, Arrow and Zarr files need pip install 'entrokern[files]'."
 
 OF_SCORE = f"""\
@@ -43,7 +44,8 @@ losses:
 {chr(10).join(f"  {name:<9}{loss.about}" for name, loss in LOSSES.items())}
 
 X and Y are files or parts of them:{FILES.format(table=TABLE_OF_SCORE)}
-  :NAME as Y is an array in the file of X. Labels in the file of X are found by themselves.
+  :NAME as Y is an array in the file of X. Labels in the file of X are found by themselves
+  where X is the file alone; beside FILE:NAME say which.
 
 {NEEDED}
 """
@@ -100,7 +102,7 @@ def score(commands: Any) -> argparse.ArgumentParser:
         "is one in the file of X",
     )  # fmt: skip
     output.add_argument("--groups", type=count, metavar="N", help="groups to list (default: 20; --json has all)")
-    output.add_argument("--json", action="store_true", help="print the summary as JSON")
+    output.add_argument("--json", action="store_true", help=f"print the summary as JSON; {JSON_NUMBERS}")
     options = parser.add_argument_group("options of the loss")
     options.add_argument("--ignore-index", type=int, metavar="LABEL", help="rows with this label do not count")
     options.add_argument("--label-smoothing", type=float, metavar="ε")
@@ -155,7 +157,9 @@ def drift(commands: Any) -> argparse.ArgumentParser:
         help="write the divergences, in the order of P's columns or rows: .npy, .npz, .csv, .parquet, .arrow or "
         ".feather",
     )  # fmt: skip
-    output.add_argument("--json", action="store_true", help="print everything, of all columns, as JSON")
+    output.add_argument(
+        "--json", action="store_true", help=f"print everything, of all columns, as JSON; {JSON_NUMBERS}"
+    )
     running = parser.add_argument_group("running")
     _add_block_rows(running)
     add_threads(running)

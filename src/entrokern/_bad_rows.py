@@ -19,6 +19,7 @@ LISTED = 20
 REASONS = (
     "",
     "label out of range",
+    "no label",
     "target out of range",
     "probability below 0 in Y",
     "Y does not sum to 1",
@@ -28,8 +29,8 @@ REASONS = (
     "NaN",
     "infinite",
 )
-FINE, LABEL, TARGET, Y_NEGATIVE, Y_SUM, NEGATIVE, SUM, OUTSIDE, NAN, INFINITE = range(len(REASONS))
-OF_Y = (LABEL, TARGET, Y_NEGATIVE, Y_SUM)
+FINE, LABEL, NO_LABEL, TARGET, Y_NEGATIVE, Y_SUM, NEGATIVE, SUM, OUTSIDE, NAN, INFINITE = range(len(REASONS))
+OF_Y = (LABEL, NO_LABEL, TARGET, Y_NEGATIVE, Y_SUM)
 
 
 @dataclass
@@ -58,9 +59,11 @@ def mark(marks: Array, bad: Any, reason: int) -> None:
     marks[bad & (marks == FINE)] = reason
 
 
-def mark_labels(marks: Array, labels: Array, k: int, ignore_index: int | None) -> Array:
-    """Mark the labels out of range; return labels with class 0 in their place."""
+def mark_labels(marks: Array, labels: Array, k: int, ignore_index: int | None, missing: int | None) -> Array:
+    """Mark the labels out of range, of which `missing` stands for none; return labels with class 0 in their place."""
     bad = bad_labels(labels, k, ignore_index)
+    if missing is not None:
+        mark(marks, labels == missing, NO_LABEL)
     mark(marks, bad, LABEL)
     return np.where(bad, labels.dtype.type(0), labels) if bad.any() else labels
 

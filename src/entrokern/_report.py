@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -184,6 +186,21 @@ class Summary:
         facts["quantiles_exact"] = tally.quantiles.exact
         facts["hardest"] = [row | {"row": self.row_name(row["row"])} for row in self.hardest]
         return facts
+
+
+def as_json(facts: dict[str, Any]) -> str:
+    """JSON that any parser takes: it has no NaN, which is null here, and no infinities: "Infinity", "-Infinity"."""
+    return json.dumps(_for_json(facts), allow_nan=False)
+
+
+def _for_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _for_json(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_for_json(part) for part in value]
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def unit_name(base: float | None) -> str:

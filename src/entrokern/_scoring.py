@@ -278,7 +278,7 @@ class _Job:
         if not marks.size:
             return marks, y
         if self.labelled:
-            labels = _bad_rows.mark_labels(marks, y.reshape(-1), x.shape[-1], ignore)
+            labels = _bad_rows.mark_labels(marks, y.reshape(-1), x.shape[-1], ignore, self.y.null if self.y else None)
             y = labels.reshape(y.shape)
         elif self.request.loss == "bce":
             if y.dtype.kind in "iu":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import signal
 import sys
@@ -191,7 +190,7 @@ def _score(args: argparse.Namespace) -> None:
     )
     with _Progress() as progress:
         facts = score_files(request, progress)
-    print(json.dumps(facts) if args.json else "\n".join(_score_lines(facts, args.groups)))
+    print(_report.as_json(facts) if args.json else "\n".join(_score_lines(facts, args.groups)))
     if args.out is not None and not args.json:
         print(f"\nwrote {args.out}: {', '.join(request.outputs or (facts['value'],))}")
 
@@ -217,7 +216,7 @@ def _compare(args: argparse.Namespace) -> int:
     with _Progress() as progress:
         facts = _drift.drift_files(_drift.Drift(**given), progress)
     with suppress(BrokenPipeError):  # flushing says so again; the code stays
-        print(json.dumps(facts) if args.json else _drift.text(facts, args.top))
+        print(_report.as_json(facts) if args.json else _drift.text(facts, args.top))
         if args.out is not None and not args.json:
             print(f"\nwrote {args.out}")
     return 1 if facts.get("above") else 0

@@ -125,7 +125,7 @@ def linear_cross_entropy(
     >>> print(bool(np.isclose(loss, ek.cross_entropy(hidden @ weight.T, [0, 2]))))
     True
     """
-    names = _wanted(return_grad, grad_out, bias is not None)
+    names = gradients_wanted(return_grad, grad_out, bias is not None)
     bias, target, class_weight, sample_weight = (
         _brought(name, value, weight)
         for name, value in (
@@ -192,7 +192,7 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray) or _device.is_device_array(value)
 
 
-def _wanted(return_grad: Any, grad_out: Any, with_bias: bool) -> tuple[str, ...]:
+def gradients_wanted(return_grad: Any, grad_out: Any, with_bias: bool) -> tuple[str, ...]:
     """Which gradients are returned, in order."""
     there = OPERANDS if with_bias else OPERANDS[:2]
     if isinstance(return_grad, str):

@@ -26,9 +26,10 @@ import pandas as pd
 
 from . import _dispatch
 from ._arrays import Array
+from .linear import gradients_wanted, linear_cross_entropy
 from .score import Score
 
-Labels: TypeAlias = dict[int, tuple[str, Any]]  # of the axes of a call: who brought them, and the index
+Labels: TypeAlias = dict[Any, tuple[str, Any]]  # of the axes of a call: who brought them, and the index
 
 OPERANDS = ("x", "p", "q", "log_p", "log_q", "target", "class_weight", "sample_weight", "pos_weight")
 OUTPUTS = ("out", "grad_out", "hess_out")
@@ -47,6 +48,8 @@ def run(function: Callable[..., Any], args: Sequence[Any], options: Mapping[str,
         if given.get(name) is not None:
             raise TypeError(f"{name} is given beside pandas objects, whose results are new ones; leave it out")
     arrays = {name: _values(name, value) for name, value in given.items()}
+    if function.__name__ == linear_cross_entropy.__name__:
+        return _run_layer(function, given, arrays)
     ndim = max((np.ndim(array) for name, array in arrays.items() if name in _dispatch.MAIN), default=0)
     if ndim > 2:
         raise ValueError(f"pandas objects have rows and columns, but {ndim} axes came; pass .to_numpy() of them")
@@ -55,7 +58,8 @@ def run(function: Callable[..., Any], args: Sequence[Any], options: Mapping[str,
     if axis is not None and axis not in range(-ndim, ndim):
         return function(**arrays)  # says what does not fit
     classes = None if axis is None else int(axis) % ndim
-    labels = _labels(given, ndim, classes)
+    labelled = {n: v for n, v in given.items() if n in OPERANDS and isinstance(v, (pd.DataFrame, pd.Series))}
+    labels = _labels({name: _axes(name, value.ndim, ndim, classes) for name, value in labelled.items()}, labelled)
     found = function(**arrays)
     kept = [a for a in range(ndim) if a != classes]
     if isinstance(found, Score):
@@ -88,17 +92,36 @@ def _values(name: str, value: Any) -> Any:
     return value.to_numpy(np.float64, na_value=np.nan)
 
 
-def _labels(given: Mapping[str, Any], ndim: int, classes: int | None) -> Labels:
+def _run_layer(function: Callable[..., Any], given: Mapping[str, Any], arrays: Mapping[str, Any]) -> Any:
+    """`run` for a linear layer, whose operands have rows, features and classes in an order of their own."""
+    ndim = {name: np.ndim(array) for name, array in arrays.items()}
+    rows = ("rows",) if ndim["hidden"] == 2 else ()
+    axes = {
+        "hidden": (*rows, "features"), "weight": ("classes", "features"), "bias": ("classes",),
+        "class_weight": ("classes",), "sample_weight": rows,
+        "target": rows if ndim["target"] == len(rows) else (*rows, "classes"),
+    }  # fmt: skip
+    labelled = {n: v for n, v in given.items() if n in axes and isinstance(v, (pd.DataFrame, pd.Series))}
+    found = function(**arrays)  # says what does not fit before labels are compared
+    labels = _labels(axes, labelled)
+    if not isinstance(found, tuple):
+        return _placed(found, function.__name__, labels, rows)
+    names = gradients_wanted(given.get("return_grad", False), None, given.get("bias") is not None)
+    loss, *gradients = found
+    parts = [_placed(part, "grad", labels, axes[name]) for part, name in zip(gradients, names, strict=True)]
+    return _placed(loss, function.__name__, labels, rows), *parts
+
+
+def _labels(axes: Mapping[str, Sequence[Any]], labelled: Mapping[str, Any]) -> Labels:
     """The labels of each axis of the call, by the first operand that has some; all others have the same."""
     found: Labels = {}
-    for name, value in given.items():
-        if name not in OPERANDS or not isinstance(value, (pd.DataFrame, pd.Series)):
-            continue
-        for a, index in zip(_axes(name, value.ndim, ndim, classes), value.axes, strict=True):
+    for name, value in labelled.items():
+        for a, index in zip(axes[name], value.axes, strict=True):
             first, known = found.setdefault(a, (name, index))
             if not known.equals(index):
+                along = f"of its {a}" if isinstance(a, str) else f"along axis {a}"
                 raise ValueError(
-                    f"{name} has other labels than {first} along axis {a}; bring them in line, for example by "
+                    f"{name} has other labels than {first} {along}; bring them in line, for example by "
                     f"{name}.reindex(...), or pass {name}.to_numpy() to go by position"
                 )
     return found
@@ -115,7 +138,11 @@ def _axes(name: str, own: int, ndim: int, classes: int | None) -> tuple[int, ...
 
 
 def _labelled(array: Any, name: str, labels: Labels, ndim: int, kept: Sequence[int]) -> Any:
-    axes = range(ndim) if array.ndim == ndim else kept
+    return _placed(array, name, labels, range(ndim) if array.ndim == ndim else kept)
+
+
+def _placed(array: Any, name: str, labels: Labels, axes: Sequence[Any]) -> Any:
+    """A result under the labels of its axes."""
     own = [labels[a][1] if a in labels else None for a in axes]
     if array.ndim == 2:
         return pd.DataFrame(array, index=own[0], columns=own[1], copy=False)

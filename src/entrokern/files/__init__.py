@@ -70,6 +70,8 @@ def open_keys(name: str) -> Keys:
     """
     path, member = split_name(name)
     shards = shards_of(path, _suffix)
+    if shards is None and not os.path.exists(path):
+        raise InputError(f"{path}: No such file or directory; for a column in the file of X write :{path}")
     reader = _reader(path if shards is None else shards[0])
     seen = Seen() if reader is arrow else None
 

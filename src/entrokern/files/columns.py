@@ -16,11 +16,9 @@ def chosen(path: str, schema: Any, member: str | None, role: str, list_size: Cal
     """The columns that `member` names; `list_size` gives the size of the lists of a column whose type does not."""
     if member is None and role == TABLE:
         _refuse_two_kinds(path, schema)
-    columns = _by_default(schema, role) if member is None else _by_name(schema.names, member)
+    columns = _by_default(schema, role) if member is None else _by_name(path, schema, member)
     if not columns:
-        has = ", ".join(f"{field.name} ({field.type})" for field in schema)
-        wanted = repr(role) if member is None else repr(member)
-        raise InputError(f"{path} has no column {wanted}; it has: {has} (pick with {path}:NAME or {path}:logit_*)")
+        raise _no_column(path, schema, "of numbers" if role == TABLE else repr(role))
     for column in columns:
         if schema.names.count(column) > 1:
             raise InputError(f"{path} has several columns {column!r}")
@@ -48,12 +46,25 @@ def _refuse_two_kinds(path: str, schema: Any) -> None:
         raise InputError(f"{path} has {both}; pick with {path}:{lists[0]} or {path}:{','.join(numbers)}")
 
 
-def _by_name(names: Sequence[str], member: str) -> tuple[str, ...]:
+def _no_column(path: str, schema: Any, which: str) -> InputError:
+    has = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    return InputError(f"{path} has no column {which}; it has: {has} (pick with {path}:NAME or {path}:logit_*)")
+
+
+def _by_name(path: str, schema: Any, member: str) -> tuple[str, ...]:
     """The column called so; else those that fit the patterns, numbered ones in the order of their numbers."""
-    if member in names:
+    if member in schema.names:
         return (member,)
     patterns = [part.strip() for part in member.split(",")]
-    return _in_class_order([name for part in patterns for name in names if name == part or fnmatchcase(name, part)])
+    columns = []
+    for i, part in enumerate(patterns):
+        if part in patterns[:i]:
+            raise InputError(f"{path}: column {part!r} is named twice")
+        fitting = [name for name in schema.names if name == part or fnmatchcase(name, part)]
+        if not fitting:
+            raise _no_column(path, schema, repr(part))
+        columns += fitting
+    return _in_class_order(columns)
 
 
 def _by_default(schema: Any, role: str) -> tuple[str, ...]:

@@ -97,7 +97,8 @@ class NpyArray(RawArray):
             )
             shape, self.fortran, dtype = read_header(file)
         except NO_HEADER as error:
-            raise InputError(f"{name} is not an array that NumPy saved: {one_line(error)}") from None
+            what = one_line(error).partition(": <")[0]  # what a parser tells of its own objects says nothing
+            raise InputError(f"{name} is not an array that NumPy saved: {what}") from None
         start = file.tell()
         super().__init__(name, shape, _numeric(name, dtype, bfloat16), path, file, start)
         self.positional = seekable
