@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from . import _arrays, _device, _guests, _options, _validate
 from ._arrays import Array
-from ._call import Call, check_targets, raise_empty
+from ._call import check_targets, one_or_all, raise_empty
 from ._dispatch import library_of
 from ._linear import Layer
 from .losses import ArrayLike, OnEmpty, Reduction, cross_entropy_call
@@ -22,17 +23,64 @@ R = TypeVar("R")
 OPERANDS = ("hidden", "weight", "bias")
 
 
+@dataclass(slots=True)
+class LinearJob:
+    """A checked call and where its results go, as `_call.Job` is."""
+
+    layer: Layer
+    outputs: Sequence[Array]  # the loss first
+    reduction: str
+    on_empty: str
+    validate: bool
+
+    def run(self) -> Any:
+        """Look at the target's values, then compute."""
+        call = self.layer.call
+        if self.validate or not self.layer.on_device:
+            check_targets(call)
+        if self.validate and call.y is not None:
+            _validate.distribution("target", call.y, "probs")
+        with np.errstate(all="ignore"):
+            self.compute(self.outputs[0])
+        return self.deliver(self.outputs)
+
+    def compute(self, loss: Array) -> None:
+        layer = self.layer
+        if self.reduction == "none":
+            layer.run(loss)
+            return
+        if self.reduction == "sum":
+            loss[...] = layer.run(None)
+            return
+        denominator = layer.denominator()
+        empty = denominator == 0
+        if self.on_empty == "raise" and bool(empty):
+            raise_empty()
+        layer.scale = np.where(empty, 0.0, 1.0 / denominator)
+        loss[...] = np.where(empty, 0.0 if self.on_empty == "zero" else np.nan, layer.run(None))
+
+    @staticmethod
+    def deliver(outputs: Sequence[Array]) -> Any:
+        return one_or_all(outputs)
+
+
 def served(function: Callable[P, R]) -> Callable[P, R]:
-    """Leave calls on arrays of other libraries to the rooms of these; on a device, run on that of the first operand."""
+    """Run the job that `function` makes, on a device on that of the first operand; calls on arrays of other libraries
+    are left to the rooms of these."""
 
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
+        if _guests.is_traced is not None and _guests.is_traced():
+            put: R = _guests.traced(call, args, options)
+            return put
         if (room := _guests.guest_of((*args, *options.values()))) is not None:
             result: R = _guests.room(room).run(call, args, options)
             return result
         first = args[0] if args else options.get("hidden")
         with _device.device_of(first, "hidden") if _device.is_device_array(first) else nullcontext():
-            return function(*args, **options)
+            job: Any = function(*args, **options)
+            found: R = job.run()
+            return found
 
     return call
 
@@ -145,7 +193,7 @@ def linear_cross_entropy(
     t = _target(target, batch, k)
     # What `cross_entropy` says of its options, said of logits that are not there.
     stand_in = np.broadcast_to(_arrays.empty((1,) * (len(batch) + 1), dtype, w), (*batch, k))
-    call: Call = cross_entropy_call(
+    call = cross_entropy_call(
         stand_in, t, "logits", -1, class_weight, sample_weight, label_smoothing, ignore_index, temperature, softcap,
         z_loss, base, False,
     )[2]  # fmt: skip
@@ -163,29 +211,8 @@ def linear_cross_entropy(
     inputs = operands | like | {"target": t, "class_weight": class_weight, "sample_weight": sample_weight}
     inputs = {name: array for name, array in inputs.items() if _is_array(array)}
     _arrays.refuse_overlap({n: o for n, o in outputs.items() if n != "out" or out is not None}, inputs, {})
-    wants_check = _options.flag("validate", validate)
-    if wants_check or not _device.is_device_array(w):
-        check_targets(call)
-    if wants_check and call.y is not None:
-        _validate.distribution("target", call.y, "probs")
-    with np.errstate(all="ignore"):
-        _run(Layer(call, h, w, b, gradients), loss, reduction, on_empty)
-    return (loss, *gradients.values()) if names else loss
-
-
-def _run(layer: Layer, loss: Array, reduction: str, on_empty: str) -> None:
-    if reduction == "none":
-        layer.run(loss)
-        return
-    if reduction == "sum":
-        loss[...] = layer.run(None)
-        return
-    denominator = layer.denominator()
-    empty = denominator == 0
-    if on_empty == "raise" and bool(empty):
-        raise_empty()
-    layer.scale = np.where(empty, 0.0, 1.0 / denominator)
-    loss[...] = np.where(empty, 0.0 if on_empty == "zero" else np.nan, layer.run(None))
+    layer = Layer(call, h, w, b, gradients)
+    return LinearJob(layer, (loss, *gradients.values()), reduction, on_empty, _options.flag("validate", validate))
 
 
 def _is_array(value: Any) -> bool:

@@ -19,12 +19,13 @@ from torch.nn import Parameter
 
 from .. import _guests
 from ..score import Score
+from . import modules
 from .arrays import OUTPUTS, array_over, arrays_of, on_stream_of, tensor_over
 from .gradients import OPERANDS, differentiable, no_gradient
-from .modules import BCEWithLogitsLoss, CrossEntropyLoss, KLDivLoss
+from .modules import *  # noqa: F403  (as many as PyTorch has)
 from .ops import OPERATORS, traced
 
-__all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "KLDivLoss"]
+__all__ = modules.__all__
 
 PLAIN = {Tensor, Parameter}
 ASKING = {"return_grad", "return_hess", "grad_out", "hess_out"}
@@ -47,7 +48,7 @@ def run(function: Callable[..., Any], args: tuple[Any, ...], options: Mapping[st
         _refuse_tangents(given)
     if _is_symbolic(tensors) and function.__name__ in OPERATORS:
         return traced(function, args, options)
-    sides = _sides(function.__name__, given, required) if torch.is_grad_enabled() else ""
+    sides = _sides(function.__name__, given, required) if torch.is_grad_enabled() else ()
     if on_host:
         return _run(function, given, sides)
     with on_stream_of(tensors):
@@ -87,27 +88,27 @@ def _refuse_tangents(given: Mapping[str, Any]) -> None:
             raise NotImplementedError(f"{name} carries a tangent, and entrokern has no forward-mode derivatives")
 
 
-def _sides(function: str, given: Mapping[str, Any], required: list[str]) -> str:
+def _sides(function: str, given: Mapping[str, Any], required: list[str]) -> tuple[str, ...]:
     """The operands to differentiate by: those that require it, unless gradients are asked for as results."""
     pair = given.get("grad_out")
     if isinstance(pair, (tuple, list)):
         required += [f"grad_out[{i}]" for i, v in enumerate(pair) if isinstance(v, Tensor) and v.requires_grad]
     if not required:
-        return ""
+        return ()
     for name in required:
         if name.partition("[")[0] in OUTPUTS:
             raise ValueError(f"{name} requires a gradient and would be written over; pass {name}.detach()")
     if function == "score" or any(given[name] not in (None, False) for name in ASKING.intersection(given)):
-        return ""
+        return ()
     for name in required:
         if name not in OPERANDS.get(function, ()):
             raise ValueError(no_gradient(function, name))
     if given.get("out") is not None:
         raise ValueError(f"out is given beside {required[0]}, which requires a gradient; pass {required[0]}.detach()")
-    return "".join(name for name in OPERANDS[function] if name in required)
+    return tuple(name for name in OPERANDS[function] if name in required)
 
 
-def _run(function: Callable[..., Any], given: dict[str, Any], sides: str) -> Any:
+def _run(function: Callable[..., Any], given: dict[str, Any], sides: tuple[str, ...]) -> Any:
     if sides:
         return differentiable(function, given, sides)
     arrays = arrays_of(given)

@@ -25,6 +25,7 @@ BY_KERNEL = {
     "kl_divergence": ("p", "q"),
     "js_divergence": ("p", "q"),
     "logsumexp": ("x",),
+    "linear_cross_entropy": ("hidden", "weight", "bias"),
 }
 BY_FORMULA = {"information": ("p",), "log_softmax": ("x",), "softmax": ("x",)}
 OPERANDS = BY_KERNEL | BY_FORMULA
@@ -45,13 +46,19 @@ ONCE = (
 
 
 def no_gradient(function: str, name: str) -> str:
-    has = " and ".join(OPERANDS.get(function, ()))
+    *others, last = OPERANDS.get(function, ("",))
+    has = f"{', '.join(others)} and {last}" if others else last
     offered = f"has gradients by {has} alone" if has else "has no gradients"
     return f"{name} requires a gradient, and {function} {offered}; pass {name}.detach()"
 
 
+def is_by_rows(function: str, reduction: str | None) -> bool:
+    """Whether losses have gradients that one number per row does not multiply: by operands which the rows share."""
+    return function == "linear_cross_entropy" and reduction == "none"
+
+
 def value_and_gradients(
-    function: Callable[..., Any], given: Mapping[str, Any], sides: str, places: Mapping[str, Tensor]
+    function: Callable[..., Any], given: Mapping[str, Any], sides: Sequence[str], places: Mapping[str, Tensor]
 ) -> list[Tensor]:
     """The value and its gradients by the operands `sides`, which are written into `places` where it has them."""
     arrays = arrays_of(given)
@@ -59,14 +66,23 @@ def value_and_gradients(
     if function.__name__ == "logsumexp" and sides:
         value, *gradients = _logsumexp_and_softmax(function, arrays, outputs.get("x"))
     elif sides:
-        of_two = len(BY_KERNEL[function.__name__]) == 2
-        arrays["return_grad"] = {"p": "p", "q": "q", "pq": "both"}[sides] if of_two else True
+        arrays["return_grad"] = _asking(function.__name__, sides)
         if outputs:
-            arrays["grad_out"] = tuple(outputs[side] for side in sides) if len(sides) == 2 else outputs[sides]
+            of_layer = function.__name__ == "linear_cross_entropy"  # which takes a tuple of one too
+            arrays["grad_out"] = tuple(outputs.values()) if of_layer or len(sides) == 2 else outputs[sides[0]]
         value, *gradients = function(**arrays)
     else:
         value, gradients = function(**arrays), []
     return [tensor_over(value), *([places[s] for s in sides] if places else map(tensor_over, gradients))]
+
+
+def _asking(function: str, sides: Sequence[str]) -> Any:
+    """`return_grad`, for the gradients by `sides`."""
+    if function == "linear_cross_entropy":
+        return tuple(sides)
+    if len(BY_KERNEL[function]) == 1:
+        return True
+    return "both" if len(sides) == 2 else sides[0]
 
 
 def _logsumexp_and_softmax(function: Any, arrays: Mapping[str, Any], out: Any) -> tuple[Any, Any]:
@@ -84,8 +100,9 @@ def empty_gradient(given: Mapping[str, Any], side: str) -> Tensor:
     That of float16 is float32: the gradient of a mean over many rows is too small for float16 before the loss scale
     has multiplied it.
     """
-    operands = [given[name] for name in ("x", "p", "q") if name in given]
-    like, shape, dtype = given[side], common_shape(operands), common_dtype(operands)
+    like = given[side]
+    operands = [given[name] for name in ("x", "p", "q") if name in given] or [like]  # a layer's have each its own
+    shape, dtype = common_shape(operands), common_dtype(operands)
     if dtype is torch.float16:
         dtype = torch.float32
     return torch.empty_like(like, dtype=dtype) if like.shape == shape else like.new_empty(shape, dtype=dtype)
@@ -153,6 +170,39 @@ def _chained_in_place(gradient: Tensor, upstream: Tensor, axis: int) -> Tensor:
     return gradient.mul_(along_classes(upstream, gradient, axis))
 
 
+def gradients_of_rows(
+    function: Callable[..., Any], given: Mapping[str, Any], sides: Sequence[str], upstream: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients of losses with an upstream each: those of their sum, so weighted."""
+    if torch.is_grad_enabled():
+        raise NotImplementedError(ONCE)
+    weight = given.get("sample_weight")
+    if weight is not None:
+        upstream = upstream * torch.as_tensor(weight, device=upstream.device)
+    asking = {"reduction": "sum", "sample_weight": upstream, "return_grad": tuple(sides)}
+    gradients: tuple[Tensor, ...] = function(**{**given, **asking})[1:]
+    return gradients
+
+
+class FromRows(Function):
+    """Losses of rows by operands that the rows share: their gradients have to wait for what comes from above."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Any, options: dict[str, Any], names: tuple[str, ...], *tensors: Tensor) -> Tensor:
+        ctx.function, ctx.options, ctx.names = function, options, names
+        ctx.save_for_backward(*tensors)
+        value: Tensor = tensor_over(function(**arrays_of(dict(zip(names, tensors, strict=True)) | options)))
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        sides = [name for name, needed in zip(ctx.names, ctx.needs_input_grad[3:], strict=True) if needed]
+        given = dict(zip(ctx.names, ctx.saved_tensors, strict=True)) | ctx.options
+        sides = [name for name in OPERANDS[ctx.function.__name__] if name in sides]
+        found = dict(zip(sides, gradients_of_rows(ctx.function, given, sides, upstream), strict=True))
+        return None, None, None, *map(found.get, ctx.names)
+
+
 class FromFormula(Function):
     """A value whose gradient is a formula of it, or of the operand; differentiable as often as the formula is."""
 
@@ -168,7 +218,7 @@ class FromFormula(Function):
         return None, None, None, FORMULAS[ctx.name](*ctx.saved_tensors, upstream, ctx.option)
 
 
-def differentiable(function: Callable[..., Any], given: Mapping[str, Any], sides: str) -> Tensor:
+def differentiable(function: Callable[..., Any], given: Mapping[str, Any], sides: Sequence[str]) -> Tensor:
     """The function's value, to be differentiated by the operands `sides`."""
     operands = [given[side] for side in sides]
     name = function.__name__
@@ -176,6 +226,11 @@ def differentiable(function: Callable[..., Any], given: Mapping[str, Any], sides
         option = _options.unit_of_base(given.get("base")) if name == "information" else given.get("axis", -1)
         value: Tensor = FromFormula.apply(lambda: tensor_over(function(**arrays_of(given))), name, option, *operands)
         return value
+    if is_by_rows(name, given.get("reduction")):
+        tensors = {key: v for key, v in given.items() if isinstance(v, Tensor)}
+        options = {key: v for key, v in given.items() if key not in tensors}
+        losses: Tensor = FromRows.apply(function, options, tuple(tensors), *tensors.values())
+        return losses
     half = any(operand.dtype is torch.float16 for operand in operands)
     places = {side: empty_gradient(given, side) for side in sides} if half else {}
     value, *_ = FromKernel.apply(

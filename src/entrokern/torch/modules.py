@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import losses
+from .. import linear, losses
+
+__all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "KLDivLoss"]
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
@@ -32,17 +34,12 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        labelled = target.shape != input.shape
-        if not labelled and self.ignore_index >= 0:
-            raise ValueError(
-                f"ignore_index={self.ignore_index} needs integer labels, but target is a distribution; leave it out"
-            )
         loss: Tensor = losses.cross_entropy(
             input,
             target,
             axis=min(1, max(input.dim() - 1, 0)),
             class_weight=self.weight,
-            ignore_index=self.ignore_index if labelled else None,
+            ignore_index=_ignored(self.ignore_index, target.shape != input.shape),
             label_smoothing=self.label_smoothing,
             reduction=_reduction(self.reduction),
         )
@@ -113,6 +110,60 @@ class KLDivLoss(torch.nn.KLDivLoss):
         divisor = input.size(0) if self.reduction == "batchmean" else elements.numel()
         scale = shape[:-1].numel() / divisor
         return loss if scale == 1 else loss * scale
+
+
+if hasattr(torch.nn, "LinearCrossEntropyLoss"):  # since PyTorch 2.13
+    __all__ += ["LinearCrossEntropyLoss"]
+
+    class LinearCrossEntropyLoss(torch.nn.LinearCrossEntropyLoss):
+        """``torch.nn.LinearCrossEntropyLoss``: the cross-entropy of a linear layer that the module holds.
+
+        Parameters are PyTorch's: `in_features`, `num_classes`, `bias`, `weight` (of classes), `ignore_index`,
+        `reduction`, `label_smoothing`. The logits are never stored, and so `options`, which say how PyTorch cuts
+        them, change nothing.
+
+        Notes
+        -----
+        ``out_features``, several layers in one, is a ``ValueError``. The loss of 16-bit operands is float32, the
+        gradients of their own dtypes. See `entrokern.linear_cross_entropy` for how it is computed.
+
+        Examples
+        --------
+        >>> import torch, entrokern.torch
+        >>> layer = entrokern.torch.LinearCrossEntropyLoss(4, 1000)
+        >>> loss = layer(torch.zeros(2, 4), torch.tensor([0, 999]))
+        >>> loss.backward()
+        >>> print(f"{loss.item():.4f}", tuple(layer.linear.weight.grad.shape))
+        6.9078 (1000, 4)
+        """
+
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            if self.out_features:
+                raise ValueError(
+                    f"out_features={self.out_features} came, and entrokern has one layer alone, out_features=(); use "
+                    "torch.nn.LinearCrossEntropyLoss"
+                )
+            labelled = target.dim() < input.dim()
+            ignored = -100 if self.ignore_index is None else self.ignore_index
+            loss: Tensor = linear.linear_cross_entropy(
+                input,
+                self.linear.weight,
+                target,
+                bias=self.linear.bias,
+                class_weight=self.weight,
+                ignore_index=_ignored(ignored, labelled),
+                label_smoothing=self.label_smoothing,
+                reduction=_reduction(self.reduction),
+            )
+            return loss
+
+
+def _ignored(index: int, labelled: bool) -> int | None:
+    if labelled:
+        return index
+    if index >= 0:
+        raise ValueError(f"ignore_index={index} needs integer labels, but target is a distribution; leave it out")
+    return None
 
 
 def _reduction(reduction: str) -> Any:

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _options, losses, primitives
+from .. import _options, linear, losses, primitives
 from .arrays import arrays_of
 from .gradients import (
     BY_FORMULA,
-    BY_KERNEL,
     FORMULAS,
     ONCE,
     OPERANDS,
@@ -26,12 +25,14 @@ from .gradients import (
     common_shape,
     empty_gradient,
     fitted,
+    gradients_of_rows,
+    is_by_rows,
     no_gradient,
     value_and_gradients,
 )
 
 TYPES = {
-    "x": "Tensor", "p": "Tensor", "q": "Tensor", "target": "Tensor",
+    "x": "Tensor", "p": "Tensor", "q": "Tensor", "hidden": "Tensor", "bias": "Tensor?", "target": "Tensor",
     "class_weight": "Tensor?", "sample_weight": "Tensor?", "pos_weight": "Tensor?",
     "form": "str", "p_form": "str", "q_form": "str", "axis": "int?", "label_smoothing": "float",
     "ignore_index": "int?", "temperature": "float", "softcap": "float?", "z_loss": "float", "base": "float?",
@@ -58,7 +59,8 @@ class Operator:
         parameters = inspect.signature(function).parameters.values()
         self.positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         self.defaults = {p.name: None if p.default is p.empty else p.default for p in parameters if p.name in TYPES}
-        schema = self.schema(", ".join(f"{TYPES[name]} {name}" for name in self.defaults))
+        types = TYPES | dict.fromkeys(self.positional, "Tensor")  # `weight` is a layer's, or an option
+        schema = self.schema(", ".join(f"{types[name]} {name}" for name in self.defaults))
         self.call = torch.library.custom_op(f"entrokern::{self.name}", self.kernel, mutates_args=(), schema=schema)
         self.call.register_fake(self.fake)
         self.call.register_autograd(self.chain_rule, setup_context=self.keep)
@@ -71,7 +73,7 @@ class Loss(Operator):
     """Also takes the names of the operands to differentiate by; after the value come the gradients, others empty."""
 
     def schema(self, arguments: str) -> str:
-        return f"({arguments}, str sides) -> ({', '.join(['Tensor'] * (1 + len(self.operands)))})"
+        return f"({arguments}, str[] sides) -> ({', '.join(['Tensor'] * (1 + len(self.operands)))})"
 
     def kernel(self, *values: Any) -> tuple[Tensor, ...]:
         given, sides = self.named(values[:-1]), values[-1]
@@ -81,22 +83,26 @@ class Loss(Operator):
 
     def fake(self, *values: Any) -> tuple[Tensor, ...]:
         given, sides = self.named(values[:-1]), values[-1]
+        shape, dtype = self.rows_of(given)
+        wide = torch.float64 if dtype is torch.float64 else torch.float32
+        value = values[0].new_empty(shape if given.get("reduction", "none") == "none" else (), dtype=wide)
+        return self._results(value, {side: empty_gradient(given, side) for side in sides})
+
+    def rows_of(self, given: Mapping[str, Any]) -> tuple[Any, torch.dtype]:
+        """The batch shape, and the dtype that the operands have in common."""
         operands = [given[name] for name in self.operands]
         shape, axis = common_shape(operands), given["axis"]
-        if given.get("reduction", "none") != "none":
-            shape = ()
-        elif axis is not None:
+        if axis is not None:
             shape = [d for a, d in enumerate(shape) if a != axis % len(shape)]
-        wide = common_dtype(operands) is torch.float64
-        value = operands[0].new_empty(shape, dtype=torch.float64 if wide else torch.float32)
-        return self._results(value, {side: empty_gradient(given, side) for side in sides})
+        return shape, common_dtype(operands)
 
     def _results(self, value: Tensor, gradients: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return value, *(gradients[side] if side in gradients else value.new_empty(0) for side in self.operands)
 
     def keep(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        given, ctx.sides = self.named(inputs[:-1]), inputs[-1]
-        ctx.axis, ctx.like = given["axis"], [(given[side].shape, given[side].dtype) for side in self.operands]
+        given = self.named(inputs[:-1])
+        ctx.axis = given.get("axis", -1)
+        ctx.like = {side: (given[side].shape, given[side].dtype) for side in inputs[-1]}
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*output[1:])
@@ -105,9 +111,39 @@ class Loss(Operator):
         if torch.is_grad_enabled():
             raise NotImplementedError(ONCE)
         found: dict[str, Any] = dict.fromkeys(self.defaults)
-        for side, gradient, like in zip(self.operands, ctx.saved_tensors, ctx.like, strict=True):
-            if upstream is not None and side in ctx.sides:
-                found[side] = fitted(gradient * along_classes(upstream, gradient, ctx.axis), like)
+        for side, gradient in zip(self.operands, ctx.saved_tensors, strict=True):
+            if upstream is not None and side in ctx.like:
+                found[side] = fitted(gradient * along_classes(upstream, gradient, ctx.axis), ctx.like[side])
+        return *found.values(), None
+
+
+class LayerLoss(Loss):
+    """Of a linear layer, whose operands the rows share: gradients of rows are computed in the backward pass."""
+
+    def rows_of(self, given: Mapping[str, Any]) -> tuple[Any, torch.dtype]:
+        return given["hidden"].shape[:-1], common_dtype([given["hidden"], given["weight"]])
+
+    def keep(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        given = self.named(inputs[:-1])
+        ctx.by_rows = is_by_rows(self.name, given["reduction"])
+        if not ctx.by_rows:
+            super().keep(ctx, inputs, output)
+            return
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.tensors = [name for name, value in given.items() if isinstance(value, Tensor)]
+        ctx.options = {name: value for name, value in given.items() if name not in ctx.tensors}
+        ctx.save_for_backward(*(given[name] for name in ctx.tensors))
+
+    def chain_rule(self, ctx: Any, upstream: Tensor | None, *others: None) -> tuple[Any, ...]:
+        if not ctx.by_rows:
+            return super().chain_rule(ctx, upstream, *others)
+        found: dict[str, Any] = dict.fromkeys(self.defaults)
+        sides = [n for n, needed in zip(self.defaults, ctx.needs_input_grad, strict=False) if needed]
+        sides = [n for n in self.operands if n in sides]
+        if upstream is not None:
+            given = dict(zip(ctx.tensors, ctx.saved_tensors, strict=True)) | ctx.options
+            found |= zip(sides, gradients_of_rows(self.function, given, sides, upstream), strict=True)
         return *found.values(), None
 
 
@@ -135,11 +171,14 @@ class Map(Operator):
         return found, *([None] * (len(self.defaults) - 1))
 
 
-def _public(name: str) -> Any:
-    return getattr(primitives if hasattr(primitives, name) else losses, name)
+def _operator(name: str) -> Operator:
+    if name == "linear_cross_entropy":
+        return LayerLoss(linear.linear_cross_entropy)
+    function = getattr(primitives if hasattr(primitives, name) else losses, name)
+    return Map(function) if name in BY_FORMULA else Loss(function)
 
 
-OPERATORS = {name: Loss(_public(name)) for name in BY_KERNEL} | {name: Map(_public(name)) for name in BY_FORMULA}
+OPERATORS = {name: _operator(name) for name in OPERANDS}
 
 
 def traced(function: Callable[..., Any], args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
@@ -152,23 +191,30 @@ def traced(function: Callable[..., Any], args: tuple[Any, ...], options: Mapping
     if len(given) < len(args) + len(options):
         raise TypeError(f"{name} takes {' and '.join(operator.positional)} by position, each once, all else by name")
     asked = given.pop("return_grad", False)
-    sides = ""
+    required = []
     for key, value in given.items():
         if key not in operator.defaults:
             raise TypeError(f"{key} is not offered where {name} is traced or compiled; leave it out")
         if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
             if key not in operator.operands:
                 raise ValueError(no_gradient(name, key))
-            sides += key
+            required.append(key)
     values = [given.get(key, default) for key, default in operator.defaults.items()]
     if name in BY_FORMULA:
         return operator.call(*values)
+    there = [side for side in operator.operands if given.get(side) is not None]
     if asked:
-        sides = asked if asked in ("p", "q") else "".join(operator.operands)
+        named = there if asked in (True, "both") else [asked] if isinstance(asked, str) else list(asked)
+        if not set(named) <= set(there):
+            raise ValueError(f"return_grad={asked!r} is not known; choose of {', '.join(there)}")
+        sides = [side for side in there if side in named]
+    else:
+        sides = [] if is_by_rows(name, given.get("reduction")) else [side for side in there if side in required]
     value, *gradients = operator.call(*values, sides)
     if not asked:
         return value
-    return value.detach(), *(g for side, g in zip(operator.operands, gradients, strict=True) if side in sides)
+    gradients = [gradient for side, gradient in zip(operator.operands, gradients, strict=True) if side in sides]
+    return value.detach(), *gradients
 
 
 @torch._disable_dynamo  # as torch.compiler.disable, which would load the compiler at once
