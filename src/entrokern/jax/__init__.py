@@ -4,7 +4,8 @@ Arrays that have values are computed at once, where they lie, as NumPy's are. Of
 call of the compiled program (`ffi.py`), which runs the public function on the program's own memory (`host.py`); what
 that raises, for a bad label too, is the program's error. NumPy arrays and lists may stand beside JAX arrays.
 
-Losses are differentiable by their predictions (divergences by both operands), once; `derivatives.py` says how.
+Losses are differentiable by their predictions (divergences by both operands, `linear_cross_entropy` by hidden, weight
+and bias), once; `derivatives.py` says how.
 
 >>> import entrokern as ek, jax, jax.numpy as jnp
 >>> logits, labels = jnp.array([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]]), jnp.array([0, 2])

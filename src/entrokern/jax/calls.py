@@ -22,6 +22,8 @@ from .. import _arrays, _dispatch, _plans
 from ..score import Score
 
 OPERANDS = ("x", "p", "q", "log_p", "log_q", "target", "class_weight", "sample_weight", "pos_weight")
+OF_LAYER = ("hidden", "weight", "bias", "target", "class_weight", "sample_weight")  # `weight` is elsewhere an option
+OF_CLASSES = ("class_weight", "weight", "bias")  # what all rows share
 OUTPUTS = ("out", "grad_out", "hess_out")
 
 # A record of scores is a tree of arrays, and what it can write in place of arrays of its own.
@@ -67,8 +69,9 @@ class HostCall:
             raise
         bound.apply_defaults()
         arguments = bound.arguments
-        arrays = {n: _operand(n, arguments[n], traced) for n in OPERANDS if arguments.get(n) is not None}
-        options = {n: _plain(n, v) for n, v in arguments.items() if n not in (*OPERANDS, *OUTPUTS)}
+        names = OF_LAYER if function.__name__ == "linear_cross_entropy" else OPERANDS
+        arrays = {n: _operand(n, arguments[n], traced) for n in names if arguments.get(n) is not None}
+        options = {n: _plain(n, v) for n, v in arguments.items() if n not in (*names, *OUTPUTS)}
         operands = (Operand(n, tuple(a.shape), str(a.dtype)) for n, a in arrays.items())
         call = cls(function.__name__, tuple(operands), tuple(options.items()))
         _ = call.results  # raises what is wrong with it
@@ -102,12 +105,12 @@ class HostCall:
 
     @property
     def ndim(self) -> int:
-        return max(len(operand.shape) for operand in self.operands if operand.name in _dispatch.MAIN)
+        return max(len(shape) for name, shape, _ in self.operands if name in _dispatch.MAIN.difference(OF_CLASSES))
 
     @property
     def is_elementwise(self) -> bool:
         """Whether every element is a row of its own."""
-        return self["axis"] is None
+        return self["axis"] is None and self.function != "linear_cross_entropy"
 
     @property
     def results(self) -> list[Result]:
@@ -125,7 +128,12 @@ class HostCall:
     @property
     def keeps_rows(self) -> bool:
         """Whether the results are per row, so that rows of many calls can be those of one."""
-        return self.function != "perplexity" and self["reduction"] in (None, "none")
+        return self.function != "perplexity" and self["reduction"] in (None, "none") and not self.sums_over_rows
+
+    @property
+    def sums_over_rows(self) -> bool:
+        """Whether there are gradients by what all rows share."""
+        return self.function == "linear_cross_entropy" and self["return_grad"] not in (False, "hidden", ("hidden",))
 
     @property
     def is_one_counted_row(self) -> bool:
@@ -134,6 +142,7 @@ class HostCall:
         weighted = {"sample_weight", "class_weight"} & {operand.name for operand in self.operands}
         return (
             rows == 0
+            and not self.sums_over_rows
             and self["reduction"] in ("sum", "mean")
             and (self["reduction"] == "sum" or (self["ignore_index"] is None and not weighted))
         )
@@ -162,8 +171,9 @@ def _arguments(call: HostCall, delivered: Any) -> list[str | None]:
         return [WRITTEN.get(name) for name in SCORES if getattr(delivered, name) is not None]
     if call.function in ("perplexity", "kl_estimate"):
         return [None]
-    gradients = 2 if call["return_grad"] == "both" else int(bool(call["return_grad"]))
-    return ["out", *["grad_out"] * gradients, *["hess_out"] * bool(call["return_hess"])]
+    results = len(delivered) if isinstance(delivered, tuple) else 1
+    hessians = int(bool(call["return_hess"]))
+    return ["out", *["grad_out"] * (results - 1 - hessians), *["hess_out"] * hessians]
 
 
 def refuse_outputs(function: str, given: Mapping[str, Any]) -> None:

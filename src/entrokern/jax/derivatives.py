@@ -27,6 +27,7 @@ LOSSES = {
     "binary_cross_entropy": ("x",),
     "kl_divergence": ("p", "q"),
     "js_divergence": ("p", "q"),
+    "linear_cross_entropy": ("hidden", "weight", "bias"),
 }
 
 
@@ -78,20 +79,34 @@ def _derivative(call: HostCall, operands: Sequence[Any], tangents: Sequence[Any]
         change = MAPS[call.function](call, operands[0].astype(wide), result.astype(wide), tangent)
         return result, change.astype(result.dtype)
     _refuse_others(call, moves)
-    sides = True if len(LOSSES[call.function]) == 1 else "both" if len(moves) == 2 else next(iter(moves))
-    loss, *gradients = evaluate(call.asking(return_grad=sides), operands)
+    loss, *gradients = evaluate(call.asking(return_grad=_asking(call.function, moves)), operands)
     changes = (
         g.astype(loss.dtype) * move.astype(loss.dtype) for g, move in zip(gradients, moves.values(), strict=True)
     )
     if call["reduction"] != "none":
         return loss, sum(change.sum() for change in changes)
-    return loss, sum(change if call["axis"] is None else change.sum(call["axis"]) for change in changes)
+    axis = -1 if call.function == "linear_cross_entropy" else call["axis"]
+    return loss, sum(change if axis is None else change.sum(axis) for change in changes)
 
 
 differentiable.defjvp(_derivative, symbolic_zeros=True)
 
 
+def _asking(function: str, moves: dict[str, Any]) -> Any:
+    """`return_grad`, for the gradients by what moves."""
+    if function == "linear_cross_entropy":
+        return tuple(moves)
+    return True if len(LOSSES[function]) == 1 else "both" if len(moves) == 2 else next(iter(moves))
+
+
 def _refuse_others(call: HostCall, moves: dict[str, Any]) -> None:
+    """What has no derivative, and losses of rows by what the rows share: an array per row, as large as that."""
+    if call.function == "linear_cross_entropy" and call["reduction"] == "none" and moves.keys() - {"hidden"}:
+        shared = " and ".join(name for name in moves if name != "hidden")
+        raise NotImplementedError(
+            f"the losses of rows, reduction='none', have a derivative by hidden alone, not by {shared}; differentiate "
+            "their sum or mean, and give each row's factor as sample_weight"
+        )
     for name in moves:
         if name not in LOSSES[call.function]:
             raise NotImplementedError(

@@ -17,7 +17,7 @@ import numpy as np
 
 from .._arrays import Array
 from . import ffi
-from .calls import HostCall
+from .calls import OF_CLASSES, HostCall
 
 BROADCAST = ("p", "q", "log_p", "log_q", "pos_weight")  # what may have fewer axes than the call
 
@@ -93,8 +93,8 @@ def _refuse_derivative(call: HostCall, primals: Any, tangents: Any) -> Any:
         )
     raise NotImplementedError(
         f"{call.function} has no derivative; differentiate cross_entropy, binary_cross_entropy, entropy, "
-        "kl_divergence, js_divergence, logsumexp, log_softmax, softmax or information, or put jax.lax.stop_gradient "
-        "around its arguments"
+        "kl_divergence, js_divergence, linear_cross_entropy, logsumexp, log_softmax, softmax or information, or put "
+        "jax.lax.stop_gradient around its arguments"
     )
 
 
@@ -124,10 +124,10 @@ def fill(call: HostCall, operands: Sequence[Array], results: Sequence[Array]) ->
     options = dict(call.options)
     in_front = operands[0].ndim - len(call.operands[0].shape)
     batch = np.broadcast_shapes(*(array.shape[:in_front] for array in operands))
-    one_weight_of_classes = math.prod(given.get("class_weight", np.empty(())).shape[:in_front]) == 1
+    one_set_of_classes = all(math.prod(given[n].shape[:in_front]) == 1 for n in OF_CLASSES if n in given)
     if not batch:
         _compute(call, given, options, results)
-    elif one_weight_of_classes and (call.keeps_rows or call.is_one_counted_row):
+    elif one_set_of_classes and (call.keeps_rows or call.is_one_counted_row):
         if not call.keeps_rows:
             options["reduction"] = "none"
         if options.get("axis") is not None and options["axis"] >= 0:
@@ -143,11 +143,16 @@ def fill(call: HostCall, operands: Sequence[Array], results: Sequence[Array]) ->
 def _compute(
     call: HostCall, operands: Mapping[str, Array], options: Mapping[str, Any], results: Sequence[Array]
 ) -> None:
-    written: dict[str, list[Array]] = {}
+    written: dict[str, list[Array | None]] = {}
     for result, array in zip(call.results, results, strict=True):
-        if result.argument is not None and result.dtype == array.dtype:  # else JAX narrows it, and it is copied below
-            written.setdefault(result.argument, []).append(array)
-    outputs = {name: tuple(arrays) if len(arrays) > 1 else arrays[0] for name, arrays in written.items()}
+        if result.argument is not None:
+            fits = result.dtype == array.dtype  # else JAX narrows it, and it is copied below
+            written.setdefault(result.argument, []).append(array if fits else None)
+    outputs: dict[str, Any] = {}
+    for name, arrays in written.items():
+        many = len(arrays) > 1 or (name == "grad_out" and call.function == "linear_cross_entropy")
+        if any(array is not None for array in arrays):
+            outputs[name] = tuple(arrays) if many else arrays[0]
     found = jax.tree.leaves(call.public(**operands, **options, **outputs))
     for array, value in zip(results, found, strict=True):
         if value is not array:
@@ -158,7 +163,7 @@ def _compute(
 def _widened(call: HostCall, name: str, array: Array, batch: tuple[int, ...]) -> Array:
     """An operand with all axes of the batch, and with those of the call that broadcasting would put in front."""
     shape = array.shape[len(batch) :]
-    if name == "class_weight":
+    if name in OF_CLASSES:
         return array.reshape(shape)
     if name in BROADCAST or (name == "sample_weight" and call.is_elementwise):
         shape = (1,) * (call.ndim - len(shape)) + shape
