@@ -411,12 +411,6 @@ def test_bad_labels_leave_all_as_it_was(tiles: str) -> None:
     assert (out == 1).all() and all((g == 1).all() for g in grads)
 
 
-def test_dask_arrays_are_refused() -> None:
-    da = pytest.importorskip("dask.array", reason="Dask is an extra")
-    with pytest.raises(TypeError, match=r"linear_cross_entropy takes no Dask arrays; call \.compute\(\)"):
-        ek.linear_cross_entropy(da.from_array(H), W, Y)
-
-
 def test_tensors_reach_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrays of a guest are left to its room, the options as they came."""
     from entrokern import _guests

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import _arrays, _device, _guests, _options, _validate
 from ._arrays import Array
-from ._call import check_targets, one_or_all, raise_empty
+from ._call import Call, check_targets, one_or_all, raise_empty
 from ._dispatch import library_of
 from ._linear import Layer
 from .losses import ArrayLike, OnEmpty, Reduction, cross_entropy_call
@@ -29,23 +29,34 @@ class LinearJob:
 
     layer: Layer
     outputs: Sequence[Array]  # the loss first
+    gradients: tuple[str, ...]  # by which operands, in the order of the outputs
     reduction: str
     on_empty: str
     validate: bool
 
+    @property
+    def call(self) -> Call:
+        return self.layer.call
+
+    @property
+    def reduced(self) -> bool:
+        return self.reduction != "none"
+
     def run(self) -> Any:
-        """Look at the target's values, then compute."""
-        call = self.layer.call
-        if self.validate or not self.layer.on_device:
-            check_targets(call)
-        if self.validate and call.y is not None:
-            _validate.distribution("target", call.y, "probs")
+        self.check()
         with np.errstate(all="ignore"):
-            self.compute(self.outputs[0])
+            self.compute()
         return self.deliver(self.outputs)
 
-    def compute(self, loss: Array) -> None:
-        layer = self.layer
+    def check(self) -> None:
+        """Look at the target's values."""
+        if self.validate or not self.layer.on_device:
+            check_targets(self.call)
+        if self.validate and self.call.y is not None:
+            _validate.distribution("target", self.call.y, "probs")
+
+    def compute(self) -> None:
+        layer, loss = self.layer, self.outputs[0]
         if self.reduction == "none":
             layer.run(loss)
             return
@@ -212,7 +223,9 @@ def linear_cross_entropy(
     inputs = {name: array for name, array in inputs.items() if _is_array(array)}
     _arrays.refuse_overlap({n: o for n, o in outputs.items() if n != "out" or out is not None}, inputs, {})
     layer = Layer(call, h, w, b, gradients)
-    return LinearJob(layer, (loss, *gradients.values()), reduction, on_empty, _options.flag("validate", validate))
+    return LinearJob(
+        layer, (loss, *gradients.values()), names, reduction, on_empty, _options.flag("validate", validate)
+    )
 
 
 def _is_array(value: Any) -> bool:

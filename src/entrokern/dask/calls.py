@@ -75,8 +75,8 @@ class LazyCall:
         roles = OPERANDS.get(name)
         if roles is None:
             raise TypeError(f"{name} takes no Dask arrays; call .compute() on them first")
-        bound = _bound(function, args, given)
-        operands, options = _split(bound, roles)
+        bound = named(function, args, given)
+        operands, options = split(bound, roles)
         samples = {n: v._meta if is_dask(v) else v for n, v in operands.items()}
         library = _dispatch.library_of(**samples)
         samples = {n: _arrays.asarray(n, v) for n, v in samples.items()}
@@ -90,12 +90,12 @@ class LazyCall:
             class_axis = _arrays.class_axis(stand_in, options["axis"], " and ".join(main))
             _refuse_unknown_classes(main, class_axis, len(shape))
         axes = {n: _axes(roles[n], operands[n].ndim, len(shape), class_axis) for n in operands}
-        sizes = _sizes(operands, axes, len(shape))
+        sizes = sizes_of(operands, axes, len(shape))
         job = _checked(function, operands, options, axes, sizes, class_axis)
-        chunks = tuple(_chunks(a, operands, roles, axes, sizes, class_axis) for a in range(len(shape)))
+        chunks = tuple(chunks_of(a, operands, roles, axes, sizes, class_axis) for a in range(len(shape)))
         return cls(
             function,
-            {n: _chunked(n, operands[n], axes[n], chunks, sizes, roles[n]) for n in operands},
+            {n: cut_alike(n, operands[n], axes[n], chunks, sizes, roles[n]) for n in operands},
             options,
             axes,
             sizes,
@@ -111,7 +111,7 @@ def is_dask(value: Any) -> bool:
     return isinstance(value, da.Array)
 
 
-def _bound(function: Any, args: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def named(function: Any, args: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments by name, defaults included."""
     try:
         bound = inspect.signature(function).bind(*args, **options)
@@ -122,7 +122,7 @@ def _bound(function: Any, args: Sequence[Any], options: Mapping[str, Any]) -> di
     return bound.arguments
 
 
-def _split(bound: dict[str, Any], roles: Mapping[str, str]) -> tuple[dict[str, Any], Options]:
+def split(bound: dict[str, Any], roles: Mapping[str, str]) -> tuple[dict[str, Any], Options]:
     """Operands and options; only operands can be lazy."""
     operands, options = {}, {}
     for name, value in bound.items():
@@ -171,7 +171,7 @@ def _axes(role: str, ndim: int, of_call: int, class_axis: int | None) -> tuple[i
     return tuple(every)[max(0, of_call - ndim) :]
 
 
-def _sizes(operands: Mapping[str, Any], axes: Mapping[str, tuple[int, ...]], ndim: int) -> tuple[float, ...]:
+def sizes_of(operands: Mapping[str, Any], axes: Mapping[str, tuple[int, ...]], ndim: int) -> tuple[float, ...]:
     """The size of each axis of the call, NaN where no operand knows it."""
     found: list[list[float]] = [[] for _ in range(ndim)]
     for name, array in operands.items():
@@ -231,7 +231,7 @@ def _is_stretched(array: Any, i: int, a: int, sizes: tuple[float, ...], role: st
     return role in (MAIN, ELEMENTS, ROWS) and array.shape[i] == 1 and sizes[a] != 1
 
 
-def _chunks(
+def chunks_of(
     a: int,
     operands: Mapping[str, Any],
     roles: Mapping[str, str],
@@ -280,7 +280,7 @@ def _refuse_other_blocks(name: str, chunks: Chunks, first: str, others: Chunks, 
         )
 
 
-def _chunked(
+def cut_alike(
     name: str, array: Any, axes: tuple[int, ...], chunks: tuple[Chunks, ...], sizes: tuple[float, ...], role: str
 ) -> LazyArray:
     """An operand as a Dask array that is cut as the call is."""

@@ -17,6 +17,7 @@ import numpy as np
 from .. import _arrays, _call, _device, _dispatch, _threads
 from .._arrays import Array
 from .._call import Call, Job
+from ..linear import LinearJob
 
 Place = tuple[slice, ...]  # where a block lies along the batch axes of its call; NaN where Dask does not know
 RECORD = 3  # numbers of a block of reduced losses: their sum, and what a mean divides by, in two parts
@@ -44,7 +45,7 @@ class Work:
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
-def scale_of(job: Job, denominator: Any) -> float:
+def scale_of(job: Job | LinearJob, denominator: Any) -> float:
     """What maps are multiplied by: 0 where no row counts."""
     if denominator is None:
         return 1.0
@@ -101,7 +102,7 @@ class Count:
             for a, d in zip(self.axes[name], block.shape, strict=False):
                 sizes[a] = d if math.isnan(sizes[a]) else max(d, sizes[a])
         for name in self.absent:
-            is_labels = len(self.axes[name]) < len(sizes)
+            is_labels = name == "target" and len(self.axes[name]) < len(sizes)
             nothing = np.zeros((), np.int64 if is_labels else np.float64)
             operands[name] = np.broadcast_to(nothing, [int(sizes[a]) for a in self.axes[name]])
         with naming_rows_of(place):
