@@ -11,11 +11,14 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
 from . import _device
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Guest(NamedTuple):
@@ -38,6 +41,20 @@ OTHERS = "array_api"  # the room of whatever follows the array API standard
 # Set by a room whose library traces programs: whether one is being traced, and what to put there for a call.
 is_traced: Callable[[], bool] | None = None
 traced: Any = None
+
+
+def untraced(function: Callable[P, R]) -> Callable[P, R]:
+    """Keep a library that traces programs out of `function`, in which it would not get far."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        if is_traced is not None and is_traced():
+            put: R = traced(function, args, options)
+            return put
+        return function(*args, **options)
+
+    return call
+
 
 NATIVE = {np.ndarray, type(None), list, tuple, str, bool, int, float}  # what most calls come with: no guests
 

@@ -5,7 +5,7 @@ One object serves all four, since it looks at what comes::
     xgboost.train({"num_class": k}, data, obj=softmax_objective(hessian="xgboost"), custom_metric=softmax_metric())
     xgboost.XGBClassifier(objective=softmax_objective(), eval_metric=softmax_metric())
     lightgbm.train({"num_class": k, "objective": softmax_objective(hessian="lightgbm")}, data, feval=softmax_metric())
-    lightgbm.LGBMClassifier(objective=softmax_objective()).fit(x, y, eval_metric=softmax_metric())
+    lightgbm.LGBMClassifier(objective=softmax_objective(), metric="none").fit(x, y, eval_metric=softmax_metric())
 
 Neither library is imported here.
 """

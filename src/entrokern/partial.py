@@ -65,6 +65,7 @@ class Partial:
     class_mass: float  # Σ w_c
     arrays: Statistics
 
+    @_guests.untraced
     def finish(self, k: int | None = None, *, reduction: str = "none", on_empty: str = "nan") -> Any:
         """The results, once all slices have been merged.
 
@@ -114,6 +115,7 @@ class Partial:
                 total = np.where(denominator == 0, empty, total / denominator)
             return self._rounded(total)
 
+    @_guests.untraced
     def gradient(
         self,
         x: Any,
@@ -292,6 +294,7 @@ class Partial:
         return self._rounded(np.where(self.undefined(), np.nan, value))
 
 
+@_guests.untraced
 def partial(
     x: Any,
     target: Any = None,
@@ -485,6 +488,7 @@ def _call_of_distributions(
     return call
 
 
+@_guests.untraced
 def combine(first: Partial, *others: Partial) -> Partial:
     """One `Partial` of all the classes that several have seen, in any order and grouping.
 

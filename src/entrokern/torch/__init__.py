@@ -47,6 +47,7 @@ def run(function: Callable[..., Any], args: tuple[Any, ...], options: Mapping[st
     if forward_ad._current_level >= 0:
         _refuse_tangents(given)
     if _is_symbolic(tensors) and function.__name__ in OPERATORS:
+        _refuse_tracked(tensors)
         return traced(function, args, options)
     sides = _sides(function.__name__, given, required) if torch.is_grad_enabled() else ()
     if on_host:
@@ -86,6 +87,19 @@ def _refuse_tangents(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
             raise NotImplementedError(f"{name} carries a tangent, and entrokern has no forward-mode derivatives")
+
+
+def _refuse_tracked(tensors: list[Tensor]) -> None:
+    """`torch.func.grad` and its kin do not look for what operators say of their gradients."""
+    levels = torch._C._functorch
+    for tensor in tensors:
+        while levels.is_functorch_wrapped_tensor(tensor):
+            if levels.is_gradtrackingtensor(tensor):
+                raise NotImplementedError(
+                    "entrokern has no gradients for torch.func (grad, vjp, jacrev, hessian); use torch.autograd.grad "
+                    "or backward, or pass return_grad=True"
+                )
+            tensor = levels.get_unwrapped(tensor)
 
 
 def _sides(function: str, given: Mapping[str, Any], required: list[str]) -> tuple[str, ...]:

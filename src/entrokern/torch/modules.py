@@ -100,6 +100,8 @@ class KLDivLoss(torch.nn.KLDivLoss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         form: Any = "log_probs" if self.log_target else "probs"
         elements = torch.broadcast_shapes(input.shape, target.shape)
+        if not elements.numel():  # which has rows of no class, or none to divide by
+            return torch.nn.functional.kl_div(input, target, reduction=self.reduction, log_target=self.log_target)
         if self.reduction == "none" or not elements:  # every element is a row of one class
             input, target = input.unsqueeze(-1), target.unsqueeze(-1)
         shape = torch.broadcast_shapes(input.shape, target.shape)
