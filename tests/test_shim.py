@@ -544,7 +544,8 @@ def test_kernels_run_within_the_device_s_limits(cupy: Any) -> None:
     module = cupy.RawModule(code=TEXT, options=("-std=c++17",))
     total = module.get_function("right_sum")
     x, out = cupy.ones((5, 100), np.float32), cupy.empty(5, np.float32)
-    arguments = np.array([(x.data.ptr, out.data.ptr, 100, 0)], ARGUMENTS)
+    structure = np.array([(x.data.ptr, out.data.ptr, 100, 0)], ARGUMENTS)
+    arguments = structure.view(f"V{structure.nbytes}")
     with cupy.cuda.Device(1):
         total((5,), (256,), (arguments,), shared_mem=49152)
     assert out.tolist() == [100] * 5
@@ -559,8 +560,9 @@ def test_kernels_run_within_the_device_s_limits(cupy: Any) -> None:
     total((5,), (256,), (arguments,), shared_mem=232448)
     with cupy.cuda.Device(1), pytest.raises(error):  # raised on the other device only
         total((5,), (256,), (arguments,), shared_mem=232448)
-    with pytest.raises(TypeError):
-        total((5,), (256,), (np.zeros(2, ARGUMENTS),))
+    for others in (np.concatenate([arguments] * 2), structure):
+        with pytest.raises(TypeError):
+            total((5,), (256,), (others,))
     with pytest.raises(TypeError):
         total([5], (256,), (arguments,))
     with pytest.raises(error, match="not found"):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, ParamSpec, TypeVar
@@ -80,11 +81,11 @@ def _key(args: tuple[Any, ...], options: Mapping[str, Any], arrays: list[Array])
         if kind is np.ndarray:
             arrays.append(value)
             key += (value.dtype, value.shape, value.strides, value.flags.num)
+        elif kind in VALUES or (kind is tuple and all(type(v) is str for v in value)):
+            key += (kind, value)  # the type too: True is no 1
         elif _device.is_cupy_array(value):
             arrays.append(value)
             key += (value.dtype, value.shape, value.strides, value.data.device_id)
-        elif kind in VALUES or (kind is tuple and all(type(v) is str for v in value)):
-            key += (kind, value)  # the type too: True is no 1
         else:
             return None
     return None if options.get("validate") else tuple(key)
@@ -117,6 +118,8 @@ class Plan:
         self._rows = {name: self._output(array, job) for name, array in call.rows.items()}
         self._maps = {name: self._output(array, job) for name, array in call.maps.items()}
         self._outputs = [(array.shape, array.dtype, places.get(id(array))) for array in job.outputs]
+        # Of an array on a device, that is the current one here: `planned` has seen to it.
+        self._empty = np.empty if type(call.x) is np.ndarray else sys.modules["cupy"].empty
         self._given = [places[id(array)] for array in job.given]
         self._quantity, self._prepared = call.quantity, call.prepared
         self._reduction, self._on_empty, self._deliver = job.reduction, job.on_empty, job.deliver
@@ -132,9 +135,7 @@ class Plan:
         )
 
     def run(self, arrays: list[Array]) -> Any:
-        outputs = [
-            _arrays.empty(shape, dtype, arrays[0]) if at is None else arrays[at] for shape, dtype, at in self._outputs
-        ]
+        outputs = [self._empty(shape, dtype) if at is None else arrays[at] for shape, dtype, at in self._outputs]
         call = Call(self._quantity, *self._operands((*arrays, None)), *self._options)
         call.rows = {name: outputs[i] for name, i in self._rows.items()}
         call.maps = {name: outputs[i] for name, i in self._maps.items()}

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from .._call import Call
-from .execution import Execution
-from .quantities import compute
 
 
 def execute(call: Call, reduction: str, on_empty: str, result: Any) -> None:
@@ -14,6 +12,10 @@ def execute(call: Call, reduction: str, on_empty: str, result: Any) -> None:
     if call.prepared is not None:
         call.prepared(call, result)
         return
+    # With CuPy, which an array of it has come from; the sources of the kernels can be looked at without.
+    from .execution import Execution
+    from .quantities import compute
+
     x: Any = call.x
     with x.device:
         compute(Execution(call, reduction, on_empty, result))

@@ -10,7 +10,7 @@ import numpy as np
 from .. import _arrays
 from .._call import Call, can_be, raise_empty
 from .arguments import CODES, arguments, fill_operand, fits
-from .launch import function, grid_of
+from .launch import function, grid_of, launch
 from .replay import Launch, Replay
 from .sources import BLOCK, TOTALS_ROWS
 
@@ -45,9 +45,9 @@ class Execution:
 
     def launch(self, name: str, blocks: int, record: Any) -> None:
         """Run a kernel on CuPy's current stream."""
-        step = Launch(name, grid_of(blocks), record.copy())
-        self._launches.append(step)
-        function(name)((step.blocks,), (BLOCK,), (step.arguments,))
+        one = Launch(name, grid_of(blocks), record.view(np.uint64).copy())
+        self._launches.append(one)
+        launch(function(name), one.blocks, one.words)
 
     def finish(self) -> None:
         """Bring to its place what kernels could not write in place; if there is nothing, remember the launches."""

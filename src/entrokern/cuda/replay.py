@@ -6,40 +6,47 @@ as they were, and for each pointer in them the array that it came from: an opera
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
 
 from .._call import Call
-from .launch import function
-from .sources import BLOCK
+from .launch import function, launch
+from .sources import KERNELS, arguments_of
+
+ALIGNED = 256  # bytes: where each workspace begins within the one that replaces all of them
 
 
 class Launch(NamedTuple):
-    """A kernel launched: its function, its blocks and its arguments."""
+    """A kernel launched: its name, its blocks, and its arguments in words of 8 bytes."""
 
     name: str
     blocks: int
-    arguments: np.ndarray[Any, Any]
+    words: np.ndarray[Any, Any]
 
 
 class _Step(NamedTuple):
     function: Any
-    grid: tuple[int]
-    arguments: np.ndarray[Any, Any]
-    places: np.ndarray[Any, Any]  # of the pointers, in words of 8 bytes
-    sources: np.ndarray[Any, Any]  # the arrays that they came from
-    offsets: np.ndarray[Any, Any]  # and how far into them
+    blocks: int
+    words: np.ndarray[Any, Any]
+    pointers: list[tuple[int, int, int]]  # which word, the array that it points into, and how far
 
 
 class Replay:
     """The launches of a call, for others like it. It keeps no array."""
 
     def __init__(self, call: Call, result: Any, workspaces: list[Any], launches: list[Launch]) -> None:
-        self._workspaces = [(array.size, array.dtype) for array in workspaces]
-        starts = [array.data.ptr for array in (*_arrays_of(call, result), *workspaces)]
-        self._steps = [self._step(launch, starts) for launch in launches]
+        arrays = _arrays_of(call, result)
+        starts = [(array.data.ptr, i, 0) for i, array in enumerate(arrays)]
+        self._bytes = 0
+        for array in workspaces:
+            starts.append((array.data.ptr, len(arrays), self._bytes))
+            self._bytes += -(-array.nbytes // ALIGNED) * ALIGNED
+        self._steps = [
+            _Step(function(one.name), one.blocks, one.words, list(_pointers(one, starts))) for one in launches
+        ]
 
     @staticmethod
     def can_tell_apart(call: Call, result: Any) -> bool:
@@ -47,28 +54,16 @@ class Replay:
         starts = [array.data.ptr for array in _arrays_of(call, result)]
         return len(set(starts)) == len(starts)
 
-    @staticmethod
-    def _step(launch: Launch, starts: list[int]) -> _Step:
-        words = launch.arguments.view(np.uint64)
-        found = []
-        for place in _pointers(launch.arguments.dtype):
-            pointer = int(words[place])
-            if pointer:
-                # A pointer into an array is at its first element, or a few bytes on into a workspace of ours.
-                source = min((i for i, s in enumerate(starts) if s <= pointer), key=lambda i: pointer - starts[i])
-                found.append((place, source, pointer - starts[source]))
-        places, sources, offsets = (np.array(column) for column in zip(*found, strict=True))
-        return _Step(
-            function(launch.name), (launch.blocks,), launch.arguments, places, sources, offsets.astype(np.uint64)
-        )
-
     def __call__(self, call: Call, result: Any) -> None:
-        workspaces = [cupy.empty(size, dtype) for size, dtype in self._workspaces]
-        starts = np.array([array.data.ptr for array in (*_arrays_of(call, result), *workspaces)], np.uint64)
+        starts = [array.data.ptr for array in _arrays_of(call, result)]
+        if self._bytes:
+            workspace = cupy.empty(self._bytes, np.uint8)
+            starts.append(workspace.data.ptr)
         for step in self._steps:
-            arguments = step.arguments.copy()
-            arguments.view(np.uint64)[step.places] = starts[step.sources] + step.offsets
-            step.function(step.grid, (BLOCK,), (arguments,))
+            words = step.words.copy()
+            for word, source, offset in step.pointers:
+                words[word] = starts[source] + offset
+            launch(step.function, step.blocks, words)
 
 
 def _arrays_of(call: Call, result: Any) -> list[Any]:
@@ -76,12 +71,19 @@ def _arrays_of(call: Call, result: Any) -> list[Any]:
     return [a for a in (*operands, *call.rows.values(), *call.maps.values()) if a is not None]
 
 
-def _pointers(dtype: np.dtype[Any], at: int = 0) -> list[int]:
+def _pointers(one: Launch, starts: list[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Each pointer of a launch: which word it is, and of which array and how far into it, as `starts` tell."""
+    for word in _pointer_words(arguments_of(KERNELS[one.name].family)):
+        if pointer := int(one.words[word]):
+            # A pointer into an array is at its first element, or a few bytes on into a workspace of ours.
+            start, source, offset = max(s for s in starts if s[0] <= pointer)
+            yield word, source, offset + pointer - start
+
+
+def _pointer_words(dtype: np.dtype[Any], at: int = 0) -> Iterator[int]:
     """Where a structure holds pointers, in words of 8 bytes: its unsigned numbers, and its operands' first fields."""
-    places: list[int] = []
     for kind, offset, *_ in (dtype.fields or {}).values():
         if kind.fields:
-            places += _pointers(kind, at + offset)
+            yield from _pointer_words(kind, at + offset)
         elif kind == np.uint64:
-            places.append((at + offset) // 8)
-    return places
+            yield (at + offset) // 8
