@@ -318,9 +318,9 @@ def main() -> None:
             print(path)
         return
     if "gpu" in result["machine"]:
-        import bench_gpu
+        import gpu_tables
 
-        print((bench_gpu.markdown if settings.markdown else bench_gpu.text)(result))
+        print((gpu_tables.markdown if settings.markdown else gpu_tables.text)(result))
         return
     print((markdown if settings.markdown else text)(result))
 

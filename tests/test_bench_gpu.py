@@ -22,18 +22,21 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 try:
     import bench_gpu
+    import gpu_cells
+    import gpu_device
     import gpu_peers
+    import gpu_tables
     import operations
     import report
 finally:
     sys.path.pop(0)
 
-OURS = bench_gpu.OURS
+OURS = report.OURS
 BY_NAME = {operation.name: operation for operation in reversed(operations.OPERATIONS)}
 FORMULAS = {operation.formula: operation for operation in operations.OPERATIONS}
 
 
-class StandIn(bench_gpu.Device):
+class StandIn(gpu_device.Device):
     """Arrays of whatever `cupy` is, a wall clock, and limits that move a megabyte each."""
 
     def __init__(self, megabytes):
@@ -82,12 +85,12 @@ def broken():
 def small(monkeypatch, tmp_path):
     """Short periods, peers that need no package, and no GPU asked for."""
     monkeypatch.syspath_prepend(str(ROOT / "bench"))  # plots and the like are imported when they are asked for
-    monkeypatch.setattr(bench_gpu, "PERIOD", 128)
-    monkeypatch.setattr(bench_gpu, "PICTURE", 4)
+    monkeypatch.setattr(gpu_cells, "PERIOD", 128)
+    monkeypatch.setattr(gpu_cells, "PICTURE", 4)
     monkeypatch.setattr(bench_gpu, "Device", StandIn)
     monkeypatch.setattr(bench_gpu, "why_not", lambda: None)
     monkeypatch.setattr(bench_gpu, "gpu_name", lambda: "A GPU")
-    monkeypatch.setattr(bench_gpu, "small_call", functools.partial(bench_gpu.small_call, repeats=2))
+    monkeypatch.setattr(gpu_cells, "small_call", functools.partial(gpu_cells.small_call, repeats=2))
     monkeypatch.setattr(gpu_peers, "PEERS", {"cupy": ((), on_host), "broken": ((), broken)})
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))  # given back afterwards
     gpu_peers.losses_of.cache_clear()
@@ -107,9 +110,9 @@ def run(monkeypatch, *arguments):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("operation", BY_NAME.values(), ids=BY_NAME)
 def test_what_is_timed_agrees_with_the_reference(small, operation, dtype):
-    effort = bench_gpu.Effort(megabytes=0.002, rounds=1, peers=("cupy",))
+    effort = gpu_cells.Effort(megabytes=0.002, rounds=1, peers=("cupy",))
     k = 10 if operation.classes == operations.CLASSES else operation.classes[0]
-    row = bench_gpu.row(StandIn(0), (operation, dtype, k), effort)
+    row = gpu_cells.row(StandIn(0), (operation, dtype, k), effort)
     assert row["failed"] == {}
     assert set(row["seconds"]) == set(row["first"]) == {OURS, "cupy"}
     writes_16_bits = dtype == "bfloat16" and ("gradient" in operation.name or operation.name == "information")
@@ -130,7 +133,7 @@ def test_the_formulas_of_the_peers_are_right(formula):
 
 def test_the_device_repeats_what_was_drawn(small):
     operation = BY_NAME["CE, peaked"]
-    case, true, period = bench_gpu.prepared(StandIn(0), (operation, "float32", 4), 3 * 512e-6)
+    case, true, period = gpu_cells.prepared(StandIn(0), (operation, "float32", 4), 3 * 512e-6)
     host = operation.case(32, 4, np.dtype(np.float32))
     np.testing.assert_array_equal(device.to_host(case.x), np.concatenate([host.x] * 3))
     np.testing.assert_array_equal(device.to_host(case.y), np.concatenate([host.y] * 3))
@@ -146,8 +149,8 @@ def test_shares_and_aims_by_hand(small, monkeypatch):
     """Of 32 rows of 4: 16 bytes of logits, 8 of a label, 4 of a loss: 896; a copy moves 10⁶ in 2 ms."""
     times = itertools.cycle([4e-6, 22e-6, 2e-3, 1e-3])  # ours, the peer, copy, read
     monkeypatch.setattr(StandIn, "seconds", lambda self, call: next(times))
-    monkeypatch.setitem(bench_gpu.TARGETS, "CE", ((4, 0.4), (3, 0.9)))
-    row = bench_gpu.row(StandIn(0), (BY_NAME["CE"], "float32", 4), bench_gpu.Effort(1e-6, 3, 1.0, ("cupy",)))
+    monkeypatch.setitem(gpu_cells.TARGETS, "CE", ((4, 0.4), (3, 0.9)))
+    row = gpu_cells.row(StandIn(0), (BY_NAME["CE"], "float32", 4), gpu_cells.Effort(1e-6, 3, 1.0, ("cupy",)))
     assert (row["n"], row["bytes"]) == (32, 896)
     assert row["limits"] == {"copy": 5e8, "read": 1e9}
     assert row["bytes_per_second"] == pytest.approx(224e6)
@@ -155,30 +158,30 @@ def test_shares_and_aims_by_hand(small, monkeypatch):
     assert (row["target"], row["met"]) == (0.4, True)
     assert row["times_faster_than"]["cupy"] == pytest.approx(5.5)
     assert row["peers_met"] == {"cupy": False}
-    assert bench_gpu.beside(row, "cupy").startswith("5.5×✗ ")
+    assert gpu_tables.beside(row, "cupy").startswith("5.5×✗ ")
 
 
 def test_a_wrong_result_meets_no_target(small):
     operation = BY_NAME["KL, probs"]
     row = {"dtype": "float32", "k": 8192, "bytes": 100, "seconds": {OURS: {"median": 1e-6}}, "limits": {"copy": 1e8}}
-    assert bench_gpu.judged(operation, row | {"error": {OURS: 1e-6}})["met"]
-    assert not bench_gpu.judged(operation, row | {"error": {OURS: 0.5}})["met"]
+    assert gpu_cells.judged(operation, row | {"error": {OURS: 1e-6}})["met"]
+    assert not gpu_cells.judged(operation, row | {"error": {OURS: 0.5}})["met"]
     exact = np.array([np.inf, 2.0])
     found = {name: cupy.asarray(np.array(values)) for name, values in (
         ("right", [np.inf, 2.0]), ("off", [np.inf, 3.0]), ("finite", [1.0, 2.0]), ("nan", [np.inf, np.nan]),
     )}  # fmt: skip
-    errors = {name: bench_gpu.error(operation, (values,), (exact,), 2) for name, values in found.items()}
+    errors = {name: gpu_cells.error(operation, (values,), (exact,), 2) for name, values in found.items()}
     assert errors == {"right": 0.0, "off": 0.5, "finite": np.inf, "nan": np.inf}
     first_wrong, last_wrong = (cupy.asarray(np.array(rows)) for rows in ([2.0, 1.0] * 2 + [1.0, 1.0], [1.0, 1.0, 2.0]))
-    assert bench_gpu.error(operation, (first_wrong,), (np.array([1.0]),), 2) == 1
-    assert bench_gpu.error(operation, (last_wrong,), (np.array([1.0]),), 1) == 1
-    assert bench_gpu.error(operation, (None,), (np.array([1.0]),), 1) is None
+    assert gpu_cells.error(operation, (first_wrong,), (np.array([1.0]),), 2) == 1
+    assert gpu_cells.error(operation, (last_wrong,), (np.array([1.0]),), 1) == 1
+    assert gpu_cells.error(operation, (None,), (np.array([1.0]),), 1) is None
 
 
 def test_score_is_judged_beside_the_loss(small, monkeypatch):
     times = itertools.cycle([5e-6, 4e-6, 2e-3, 1e-3])  # ours, the loss alone, copy, read
     monkeypatch.setattr(StandIn, "seconds", lambda self, call: next(times))
-    row = bench_gpu.row(StandIn(0), (BY_NAME["score, all rows"], "float32", 4), bench_gpu.Effort(1e-6, 3))
+    row = gpu_cells.row(StandIn(0), (BY_NAME["score, all rows"], "float32", 4), gpu_cells.Effort(1e-6, 3))
     assert row["times_loss"] == pytest.approx(1.25)
     assert row["met"] is False
     assert report.target(row) == "1.25≤1.15"
@@ -197,17 +200,17 @@ def test_score_is_judged_beside_the_loss(small, monkeypatch):
     ],
 )
 def test_bytes_count_each_operand_and_result_once(small, name, dtype, of_a_row):
-    row = bench_gpu.row(StandIn(0), (BY_NAME[name], dtype, 4), bench_gpu.Effort(1e-6, 1))
+    row = gpu_cells.row(StandIn(0), (BY_NAME[name], dtype, 4), gpu_cells.Effort(1e-6, 1))
     assert row["bytes"] == row["n"] * of_a_row
 
 
 def test_bytes_of_elements(small):
-    row = bench_gpu.row(StandIn(0), (BY_NAME["BCE mean, uint8 targets"], "float32", 1), bench_gpu.Effort(1e-6, 1))
+    row = gpu_cells.row(StandIn(0), (BY_NAME["BCE mean, uint8 targets"], "float32", 1), gpu_cells.Effort(1e-6, 1))
     assert row["bytes"] == 128 * 5 + 4  # and the mean
 
 
 def test_targets():
-    at = bench_gpu.target_at
+    at = gpu_cells.target_at
     assert [at("CE", "float32", k) for k in (3, 10, 256, 1000, 1024, 4096, 8192, 262_144)] == [
         None, 0.60, 0.60, 0.60, 0.75, 0.85, 0.92, 0.92,
     ]  # fmt: skip
@@ -215,16 +218,16 @@ def test_targets():
     assert at("CE + gradient", "bfloat16", 4096) == 0.88
     assert at("BCE mean, uint8 targets", "bfloat16", 1) == 0.88
     assert at("JS, probs", "float32", 8192) is None
-    assert bench_gpu.TARGETS.keys() <= BY_NAME.keys()
+    assert gpu_cells.TARGETS.keys() <= BY_NAME.keys()
 
 
 def test_what_has_a_target_comes_first():
-    cells = bench_gpu.cells("", bench_gpu.CLASSES + bench_gpu.MORE_CLASSES, bench_gpu.DTYPES + bench_gpu.MORE_DTYPES)
+    cells = gpu_cells.cells("", gpu_cells.CLASSES + gpu_cells.MORE_CLASSES, gpu_cells.DTYPES + gpu_cells.MORE_DTYPES)
     names = [(operation.name, dtype, k) for operation, dtype, k in cells]
     assert len(set(names)) == len(names)
     assert names[0] == ("CE", "float32", 8192)
-    assert all(bench_gpu.target_at(*name) is not None or name[0] == "score, all rows" for name in names[:20])
-    assert all(bench_gpu.target_at(*name) is None for name in names[len(names) // 2 :])
+    assert all(gpu_cells.target_at(*name) is not None or name[0] == "score, all rows" for name in names[:20])
+    assert all(gpu_cells.target_at(*name) is None for name in names[len(names) // 2 :])
     assert {operation.name for operation, _, _ in cells} == set(BY_NAME)
 
 
@@ -239,10 +242,10 @@ def test_from_the_command_to_the_tables(small, monkeypatch, tmp_path, capsys):
     assert result["left_out"] == 0
     assert not path.with_suffix(".part").exists()
     for row in result["rows"]:
-        assert bench_gpu.line(row, result["peers"]) in shown
+        assert gpu_tables.line(row, result["peers"]) in shown
         assert row["failed"] == ({"broken": "ValueError: planted"} if row["formula"] == "ce" else {})
-    page, text = bench_gpu.markdown(result), bench_gpu.text(result)
-    assert bench_gpu.summary(result, bench_gpu.tables(result)[:1]) in shown
+    page, text = gpu_tables.markdown(result), gpu_tables.text(result)
+    assert gpu_tables.summary(result, gpu_tables.tables(result)[:1]) in shown
     assert "| CE + gradient, bfloat16 | " in page and "| share of the copy's bandwidth (target) | k = 21 | " in page
     assert "ValueError: planted" in text and "targets met: " in text and "slower than a peer" in text
     assert "a call on (32, 10) returns after" in page.replace("A call", "a call")
@@ -261,14 +264,14 @@ def test_the_plots_are_drawn(small, monkeypatch, tmp_path, capsys):
 
 
 def test_a_cell_that_fails_is_noted_and_the_next_one_is_measured(small, monkeypatch, tmp_path, capsys):
-    measured = bench_gpu.row
+    measured = gpu_cells.row
 
     def row(device, cell, effort):
         if cell[2] == 10:
             raise MemoryError("planted")
         return measured(device, cell, effort)
 
-    monkeypatch.setattr(bench_gpu, "row", row)
+    monkeypatch.setattr(gpu_cells, "row", row)
     path, chosen = tmp_path / "gpu.json", ["--only", "KL, logits", "--dtypes", "float32", "--peers"]
     run(monkeypatch, *chosen, "--classes", 10, 3, "--out", path)
     rows = json.loads(path.read_text())["rows"]
@@ -310,7 +313,7 @@ def test_the_time_is_kept(small, monkeypatch, tmp_path, capsys):
     assert run(monkeypatch, "--only", "KL, probs", "--out", path, "--budget-seconds", -1) == 0
     result = json.loads(path.read_text())
     assert result["rows"] == []
-    assert result["left_out"] == len(bench_gpu.CLASSES) * len(bench_gpu.DTYPES)
+    assert result["left_out"] == len(gpu_cells.CLASSES) * len(gpu_cells.DTYPES)
     assert "the time was up: 14 cells" in capsys.readouterr().out
 
 
@@ -354,6 +357,13 @@ def test_no_cupy_is_one_clear_line(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("no GPU to measure on: CuPy cannot be imported (")
 
 
+def test_the_host_s_part_of_small_calls_is_told():
+    command = [sys.executable, str(ROOT / "bench" / "gpu_host.py"), "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    told = [line.rsplit(maxsplit=2) for line in done.stdout.splitlines()]
+    assert len(told) == 7 and all(0 < float(number) < 1e6 and unit == "µs" for _, number, unit in told)
+
+
 @pytest.mark.skipif(device.REAL, reason="there is a GPU")
 def test_the_script_says_that_there_is_no_gpu():
     environment = {**os.environ, "ENTROKERN_SYSTEM": "1", "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
@@ -368,7 +378,7 @@ def test_the_script_says_that_there_is_no_gpu():
 
 @pytest.mark.skipif(not device.REAL, reason="no GPU")
 def test_the_clock_and_the_limits_of_the_device():
-    real = bench_gpu.Device(256)
-    assert real.describe()["name"] == bench_gpu.gpu_name()
+    real = gpu_device.Device(256)
+    assert real.describe()["name"] == gpu_device.gpu_name()
     rates = {limit: limit() / real.seconds(limit) for limit in (real.copy, real.read)}
     assert all(1e10 < rate < 2e13 for rate in rates.values())
