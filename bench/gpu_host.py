@@ -58,6 +58,9 @@ def calls() -> dict[str, functools.partial[Any]]:
         "CE mean": functools.partial(ek.cross_entropy, x, labels),
         "CE + gradient": functools.partial(ek.cross_entropy, x, labels, reduction="none", return_grad=True),
         "CE mean + gradient": functools.partial(ek.cross_entropy, x, labels, return_grad=True),
+        "CE mean + gradient, some ignored": functools.partial(
+            ek.cross_entropy, x, labels, ignore_index=-100, return_grad=True
+        ),
         "KL, logits": functools.partial(ek.kl_divergence, x, other, p_form="logits", q_form="logits"),
         "BCE mean": functools.partial(ek.binary_cross_entropy, x, targets),
         "score": functools.partial(ek.score, x, labels),
@@ -80,4 +83,4 @@ def measured(turns: int) -> dict[str, float]:
 if __name__ == "__main__":
     make_cheap()
     for name, seconds in measured(int((sys.argv[1:] or ["5000"])[0])).items():
-        print(f"{name:20} {1e6 * seconds:5.1f} µs")
+        print(f"{name:32} {1e6 * seconds:5.1f} µs")

@@ -235,6 +235,19 @@ def test_a_call_like_an_earlier_one_is_of_its_own_arrays(case: Case) -> None:
             assert_same(call(case.function, *there), want, f"{dtype}, {n} x {k}, call {seed}")
 
 
+def test_a_mean_like_an_earlier_one_divides_by_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, options = to_device(logits(9, 5)), labels(9, 5), {"ignore_index": -100, "return_grad": True}
+    targets, want = [], []
+    for ignored in (0, 3, 9):
+        y[:ignored] = -100
+        targets.append(to_device(y.copy()))
+        with afresh():
+            want.append([bits(a) for a in ek.cross_entropy(x, targets[-1], **options)])
+    ek.cross_entropy(x, targets[0], **options)
+    monkeypatch.setattr(quantities, "compute", None)  # from here on launches are repeated
+    assert [[bits(a) for a in ek.cross_entropy(x, target, **options)] for target in targets] == want
+
+
 PAIRS: dict[str, Call] = {
     "divergence": lambda x, y: ek.kl_divergence(x, y),
     "targets": lambda x, y: ek.cross_entropy(x, y, reduction="none"),
