@@ -148,7 +148,7 @@ template <class T, class Y, bool MAPS> D void binary_elements(const Arguments &a
   if (head > 0 && blockIdx.x == 0) sweep(a.x, x, 0, head, a.k, team, visit);
   for (i64 s = blockIdx.x; s < segments; s += gridDim.x) {
     const i64 low = head + s * SEGMENT;
-    sweep(a.x, x, low, low + SEGMENT < a.k ? low + SEGMENT : a.k, a.k, team, visit);
+    sweep(a.x, x, low, segment_end(low, a.k), a.k, team, visit);
   }
   if (!a.partial) return;
   Counted counted;
@@ -160,11 +160,7 @@ template <class T, class Y, bool MAPS> D void binary_elements(const Arguments &a
 
 // Rows, each summed up to one loss.
 template <class T, class Y, bool MAPS> D void binary_rows(const Arguments &a) {
-  const Team team = {a.team, (int)threadIdx.x & (a.team - 1)};
-  const int teams = BLOCK / a.team, mine = (int)threadIdx.x / a.team;
-  for (i64 first = (i64)blockIdx.x * teams; first < a.n; first += (i64)gridDim.x * teams) {
-    const bool real = first + mine < a.n;
-    const i64 row = real ? first + mine : a.n - 1;
+  for (const auto [team, row, real] : Rows(a.n, a.team)) {
     const T *x = (const T *)a.x.data + row_start(a.x, row);
     Visit<T, Y, MAPS> visit = visit_of<T, Y, MAPS>(a, row, x);
     if (a.row_factors) visit.factor *= a.row_factors[row];

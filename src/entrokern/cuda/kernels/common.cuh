@@ -208,6 +208,31 @@ struct Team {
   int size, lane;  // a power of two up to BLOCK; this thread's place in it
 };
 
+// The rows that a team does of n: `for (const auto [team, row, real] : Rows(n, size))`. All threads of a block go the same
+// way: those without a row of their own do the last one too, which then is not `real`, and write nothing.
+struct Rows {
+  struct Row {
+    Team team;
+    i64 row;
+    bool real;
+  };
+  i64 n, first;  // of the block's teams
+  int size;
+
+  D Rows(i64 n, int size) : n(n), first((i64)blockIdx.x * (BLOCK / size)), size(size) {}
+  D Rows begin() const { return *this; }
+  D int end() const { return 0; }
+  D bool operator!=(int) const { return first < n; }
+  D void operator++() { first += (i64)gridDim.x * (BLOCK / size); }
+  D Row operator*() const {
+    const int thread = (int)threadIdx.x;
+    const i64 mine = first + thread / size;
+    return {{size, thread & (size - 1)}, mine < n ? mine : n - 1, mine < n};
+  }
+};
+
+D i64 segment_end(i64 low, i64 end) { return low + SEGMENT < end ? low + SEGMENT : end; }
+
 // Joins the records of a team's threads; every thread gets the whole. `Record` has join(other) and shuffled(lanes).
 // All threads of the block must come here together.
 template <class Record> D Record joined_by(const Team &team, Record r) {

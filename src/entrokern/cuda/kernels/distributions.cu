@@ -46,7 +46,7 @@ D Distribution distribution(const Operand &o, i64 row, int form, double T, doubl
   Joined<ANY, double> all;
   all.scale = d.scaling.scale;
   for (i64 low = 0; low < k; low += SEGMENT) {
-    const i64 high = low + SEGMENT < k ? low + SEGMENT : k;
+    const i64 high = segment_end(low, k);
     gather.begin();
     for (i64 c = low + team.lane; c < high; c += team.size) {
       double one[1] = {d.raw(c)};
@@ -304,12 +304,8 @@ D bool any_of_block(bool says) {
   return said != 0;
 }
 
-template <class Row> D void for_rows(const Arguments &a, Row of_row) {
-  const Team team = {a.team, (int)threadIdx.x & (a.team - 1)};
-  const int teams = BLOCK / a.team, mine = (int)threadIdx.x / a.team;
-  for (i64 first = (i64)blockIdx.x * teams; first < a.n; first += (i64)gridDim.x * teams) {
-    bool real = first + mine < a.n;
-    const i64 row = real ? first + mine : a.n - 1;
+template <class OfRow> D void for_rows(const Arguments &a, OfRow of_row) {
+  for (auto [team, row, real] : Rows(a.n, a.team)) {
     if (a.repair) {
       const double so_far = load_number(a.loss, row);
       real = real && so_far != so_far;

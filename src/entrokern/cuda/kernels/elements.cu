@@ -128,11 +128,7 @@ D void each_element(const Arguments &a) {
 
 // Rows of binary cross-entropies, each summed up.
 D void summed_rows(const Arguments &a) {
-  const Team team = {a.team, (int)threadIdx.x & (a.team - 1)};
-  const int teams = BLOCK / a.team, mine = (int)threadIdx.x / a.team;
-  for (i64 first = (i64)blockIdx.x * teams; first < a.n; first += (i64)gridDim.x * teams) {
-    const bool real = first + mine < a.n;
-    const i64 row = real ? first + mine : a.n - 1;
+  for (const auto [team, row, real] : Rows(a.n, a.team)) {
     const Starts p = starts_of(a, row);
     const double scale = a.factor * (a.map_scale ? *a.map_scale : 1.0) * (a.row_factors ? a.row_factors[row] : 1.0);
     Sums<2> sums;

@@ -113,17 +113,13 @@ template <class T> struct Slopes {
 };
 
 template <class T, bool MAPS> D void soft_target_rows(const Arguments &a) {
-  const Team team = {a.team, (int)threadIdx.x & (a.team - 1)};
-  const int teams = BLOCK / a.team, mine = (int)threadIdx.x / a.team;
-  for (i64 first = (i64)blockIdx.x * teams; first < a.n; first += (i64)gridDim.x * teams) {
-    const bool real = first + mine < a.n;
-    const i64 row = real ? first + mine : a.n - 1;
+  for (const auto [team, row, real] : Rows(a.n, a.team)) {
     const T *x = (const T *)a.x.data + row_start(a.x, row), *y = (const T *)a.y.data + row_start(a.y, row);
     Soft soft, all;
     soft.scale = a.scale;
     for (i64 low = 0; low < a.k; low += SEGMENT) {
       soft.begin();
-      sweep_pairs(a.x, x, a.y, y, low, low + SEGMENT < a.k ? low + SEGMENT : a.k, a.k, team, -limits<float>::inf(), 0, soft);
+      sweep_pairs(a.x, x, a.y, y, low, segment_end(low, a.k), a.k, team, -limits<float>::inf(), 0, soft);
       const Soft one = joined_by(team, soft);
       if (low == 0) {
         all = one;

@@ -202,19 +202,13 @@ template <class T> D bool lies_like(const Operand &out, const T *x, i64 start) {
 
 template <class T, int LEVEL, int MAPS> D void softmax_rows(const Arguments &a) {
   typedef typename compute<T>::type C;
-  const Team team = {a.team, (int)threadIdx.x & (a.team - 1)};
-  const int teams = BLOCK / a.team, mine = (int)threadIdx.x / a.team;
-  const i64 items = a.n * a.parts;
   Gather<LEVEL, C> gather;
   const C cap = LEVEL == ANY ? option(a, CAP, C()) : (C)0;
   gather.scaling = {option(a, SCALE, C()), cap, cap == 0 ? cap : 1 / cap};
   gather.class_weight = (const C *)a.class_weight;
   gather.smoothed = option(a, SMOOTHING, C()) > 0;
   gather.k = a.k;
-  for (i64 first = (i64)blockIdx.x * teams; first < items; first += (i64)gridDim.x * teams) {
-    // All threads of a block go the same way: those without a row of their own do another's, and write nothing.
-    const bool real = first + mine < items;
-    const i64 item = real ? first + mine : items - 1;
+  for (const auto [team, item, real] : Rows(a.n * a.parts, a.team)) {
     const i64 row = a.parts > 1 ? item / a.parts : item, part = item - row * a.parts;
     const T *x = (const T *)a.x.data + row_start(a.x, row);
     const Label<C> y = label_of<T, C>(a, x, row);
@@ -223,14 +217,14 @@ template <class T, int LEVEL, int MAPS> D void softmax_rows(const Arguments &a) 
     Joined<LEVEL, C> all;
     all.scale = gather.scaling.scale;
     i64 low = a.mode == PARTS_OF_ROWS ? part * SEGMENT : 0;
-    i64 end = a.mode == PARTS_OF_ROWS && low + SEGMENT < a.k ? low + SEGMENT : a.k;
+    i64 end = a.mode == PARTS_OF_ROWS ? segment_end(low, a.k) : a.k;
     for (i64 begin = low; low < end; low += SEGMENT) {
       Joined<LEVEL, C> one = all;
       if (a.mode == FROM_PARTS) {
         one.r = records[low / SEGMENT];
       } else {
         gather.begin();
-        sweep(a.x, x, low, low + SEGMENT < end ? low + SEGMENT : end, a.k, team, gather);
+        sweep(a.x, x, low, segment_end(low, end), a.k, team, gather);
         one.r = gather.r;
         one = joined_by(team, one);
       }
@@ -249,13 +243,13 @@ template <class T, int LEVEL, int MAPS> D void softmax_rows(const Arguments &a) 
       const RowMap<C> p = map_of<MAPS>(a, row, all.r, y);
       const i64 map_start = row_start(a.map, row), hess_start = row_start(a.hess, row);
       low = a.mode == FROM_PARTS ? part * SEGMENT : 0;
-      end = a.mode == FROM_PARTS && low + SEGMENT < a.k ? low + SEGMENT : a.k;
+      end = a.mode == FROM_PARTS ? segment_end(low, a.k) : a.k;
       const bool vectors = in_line<T>(a.x, a.k) && lies_like(a.map, x, map_start) && lies_like(a.hess, x, hess_start);
       Write<T, MAPS, C> write = {a, p, map_start, hess_start, a.k, vectors};
       // The other way round: what was read last is still in cache.
       const i64 begin = low;
       for (low += (end - 1 - begin) / SEGMENT * SEGMENT; low >= begin; low -= SEGMENT) {
-        sweep(a.x, x, low, low + SEGMENT < end ? low + SEGMENT : end, a.k, team, write);
+        sweep(a.x, x, low, segment_end(low, end), a.k, team, write);
       }
     }
   }

@@ -83,12 +83,8 @@ template <class T> struct Slopes {
 };
 
 template <class T, bool MAPS> D void softmax_pair_rows(const Arguments &a) {
-  const Team team = {a.team, (int)threadIdx.x & (a.team - 1)};
-  const int teams = BLOCK / a.team, mine = (int)threadIdx.x / a.team;
   const float lowest = -limits<float>::inf();
-  for (i64 first = (i64)blockIdx.x * teams; first < a.n; first += (i64)gridDim.x * teams) {
-    const bool real = first + mine < a.n;
-    const i64 row = real ? first + mine : a.n - 1;
+  for (const auto [team, row, real] : Rows(a.n, a.team)) {
     const T *x = (const T *)a.x.data + row_start(a.x, row), *y = (const T *)a.y.data + row_start(a.y, row);
     GatherBoth gather;
     gather.p.scaling = gather.q.scaling = {a.scale, 0, 0};
@@ -97,7 +93,7 @@ template <class T, bool MAPS> D void softmax_pair_rows(const Arguments &a) {
     for (i64 low = 0; low < a.k; low += SEGMENT) {
       gather.p.begin();
       gather.q.begin();
-      sweep_pairs(a.x, x, a.y, y, low, low + SEGMENT < a.k ? low + SEGMENT : a.k, a.k, team, lowest, lowest, gather);
+      sweep_pairs(a.x, x, a.y, y, low, segment_end(low, a.k), a.k, team, lowest, lowest, gather);
       Normalisers one = all;
       one.p.r = gather.p.r;
       one.q.r = gather.q.r;

@@ -73,11 +73,7 @@ template <int QUANTITY> struct Gathered {
 };
 
 template <class T, int QUANTITY> D void table_rows(const Arguments &a) {
-  const Team team = {a.team, (int)threadIdx.x & (a.team - 1)};
-  const int teams = BLOCK / a.team, mine = (int)threadIdx.x / a.team;
-  for (i64 first = (i64)blockIdx.x * teams; first < a.n; first += (i64)gridDim.x * teams) {
-    const bool real = first + mine < a.n;
-    const i64 row = real ? first + mine : a.n - 1;
+  for (const auto [team, row, real] : Rows(a.n, a.team)) {
     const T *x = (const T *)a.x.data + row_start(a.x, row);
     Gathered<QUANTITY> gathered;
     gathered.sums.begin();
