@@ -23,6 +23,13 @@ D void store_number(const Operand &o, i64 at, double v) {
   }
 }
 
+// Of an array that may not be there: where a row of it begins, and that row with one number all along it.
+D i64 start_of(const Operand &o, i64 row) { return o.data ? row_start(o, row) : 0; }
+D void fill(const Operand &o, i64 start, i64 k, const Team &team, double value) {
+  if (!o.data) return;
+  for (i64 c = team.lane; c < k; c += team.size) store_number(o, start + c * o.class_stride, value);
+}
+
 D bool is_integer(int dtype) { return dtype >= INT8; }
 
 // Sums, each with what its additions have rounded away.

@@ -93,11 +93,6 @@ D double row_factor(const Arguments &a, i64 row) {
   return a.factor * (a.map_scale ? *a.map_scale : 1.0) * (a.row_factors ? a.row_factors[row] : 1.0);
 }
 
-D void fill(const Operand &o, i64 row, i64 k, const Team &team, double value) {
-  const i64 start = row_start(o, row);
-  for (i64 c = team.lane; c < k; c += team.size) store_number(o, start + c * o.class_stride, value);
-}
-
 D double softcap_slope(double x, double cap) {
   if (cap == 0) return 1;
   const double u = exp(-2 * fabs(x) / cap);  // 1 - tanh² would round to 0 from x = 19·cap on
@@ -112,7 +107,7 @@ D void cross_entropy_row(const Arguments &a, i64 row, bool real, const Team &tea
     ignored = a.has_ignored && label == a.ignore_index;
     bad = !ignored && (label < 0 || label >= a.k);
   }
-  const Target target = {a, a.y.data ? row_start(a.y, row) : 0, label};
+  const Target target = {a, start_of(a.y, row), label};
   const Distribution P = distribution(a.x, row, a.form, a.temperature, a.cap, a.k, team);
   enum { LOSS, MASS };
   Sums<2> sums;
@@ -138,13 +133,13 @@ D void cross_entropy_row(const Arguments &a, i64 row, bool real, const Team &tea
   if (team.lane == 0) store_number(a.loss, row, ignored ? 0.0 : value);
   const double factor = row_factor(a, row);
   const bool nothing = ignored || factor == 0;
+  const i64 grad = start_of(a.grad, row), hess = start_of(a.hess, row);
   if (nothing || value != value || infinite) {
-    if (a.grad.data) fill(a.grad, row, a.k, team, nothing ? 0.0 : limits<double>::nan());
-    if (a.hess.data) fill(a.hess, row, a.k, team, nothing ? 0.0 : limits<double>::nan());
+    fill(a.grad, grad, a.k, team, nothing ? 0.0 : limits<double>::nan());
+    fill(a.hess, hess, a.k, team, nothing ? 0.0 : limits<double>::nan());
     return;
   }
   if (!a.grad.data && !a.hess.data) return;
-  const i64 grad = a.grad.data ? row_start(a.grad, row) : 0, hess = a.hess.data ? row_start(a.hess, row) : 0;
   for (i64 c = team.lane; c < a.k; c += team.size) {
     const double v = P.raw(c), b = target(c);
     double slope, bend = 0;
@@ -178,11 +173,11 @@ D void entropy_row(const Arguments &a, i64 row, bool real, const Team &team) {
   const double value = a.unit * sums.value(0), factor = row_factor(a, row);
   if (team.lane == 0) store_number(a.loss, row, value);
   if (!a.grad.data) return;
+  const i64 grad = row_start(a.grad, row);
   if (factor == 0 || value != value) {
-    fill(a.grad, row, a.k, team, factor == 0 ? 0.0 : limits<double>::nan());
+    fill(a.grad, grad, a.k, team, factor == 0 ? 0.0 : limits<double>::nan());
     return;
   }
-  const i64 grad = row_start(a.grad, row);
   for (i64 c = team.lane; c < a.k; c += team.size) {
     const double v = P.raw(c), p = P.p_of(v), u = P.log_of(v);
     const double slope = a.form == PROBS ? -(u + 1) : -(times(p, u) + p);
@@ -265,14 +260,14 @@ D void divergence_row(const Arguments &a, i64 row, bool real, const Team &team) 
   if (!a.js && !(a.form == LOGITS && a.y_form == LOGITS)) loss += sums.value(EXCESS);  // two softmaxes both sum to 1
   const double value = a.unit * loss, factor = row_factor(a, row) * a.unit;
   if (team.lane == 0) store_number(a.loss, row, value);
+  const i64 at_p = start_of(a.grad, row), at_q = start_of(a.hess, row);
   if (factor == 0 || value != value) {
     const double all = factor == 0 ? 0.0 : limits<double>::nan();
-    if (a.grad.data) fill(a.grad, row, a.k, team, all);
-    if (a.hess.data) fill(a.hess, row, a.k, team, all);
+    fill(a.grad, at_p, a.k, team, all);
+    fill(a.hess, at_q, a.k, team, all);
     return;
   }
   if (!a.grad.data && !a.hess.data) return;
-  const i64 at_p = a.grad.data ? row_start(a.grad, row) : 0, at_q = a.hess.data ? row_start(a.hess, row) : 0;
   const double by_p = sums.value(BY_P), by_q = sums.value(BY_Q);
   const double excess = a.form == LOGITS ? 0.0 : sums.value(SUM_P) - 1;
   for (i64 c = team.lane; c < a.k; c += team.size) {

@@ -58,8 +58,6 @@ struct Starts {
   i64 x, t, pos_weight, sample_weight, loss, grad, hess;
 };
 
-D i64 start_of(const Operand &o, i64 row) { return o.data ? row_start(o, row) : 0; }
-
 D Starts starts_of(const Arguments &a, i64 row) {
   return {start_of(a.x, row), start_of(a.t, row), start_of(a.pos_weight, row), a.summed ? 0 : start_of(a.sample_weight, row),
           a.summed ? 0 : start_of(a.loss, row), start_of(a.grad, row), start_of(a.hess, row)};
@@ -96,11 +94,6 @@ D void visit(const Arguments &a, const Starts &p, i64 c, double scale, Sums<2> &
   if (!a.summed && a.loss.data) store_number(a.loss, p.loss + c * a.loss.class_stride, value);
   if (a.grad.data) store_number(a.grad, p.grad + c * a.grad.class_stride, counts && scale != 0 ? weight * scale * slope : 0.0);
   if (a.hess.data) store_number(a.hess, p.hess + c * a.hess.class_stride, counts && scale != 0 ? weight * scale * bend : 0.0);
-}
-
-D void fill(const Operand &o, i64 start, i64 k, const Team &team, double value) {
-  if (!o.data) return;
-  for (i64 c = team.lane; c < k; c += team.size) store_number(o, start + c * o.class_stride, value);
 }
 
 // Elements, each with a result of its own. The sums of a block's items are its own two numbers in `partial`.
