@@ -98,13 +98,11 @@ D void visit(const Arguments &a, const Starts &p, i64 c, double scale, Sums<2> &
 
 // Elements, each with a result of its own. The sums of a block's items are its own two numbers in `partial`.
 D void each_element(const Arguments &a) {
-  const Team team = {a.team, (int)threadIdx.x & (a.team - 1)};
-  const int teams = BLOCK / a.team, mine = (int)threadIdx.x / a.team;
-  const i64 items = a.n * a.parts;
   const double scale = a.factor * (a.map_scale ? *a.map_scale : 1.0);
   Sums<2> sums;
   sums.begin();
-  for (i64 item = (i64)blockIdx.x * teams + mine; item < items; item += (i64)gridDim.x * teams) {
+  for (const auto [team, item, real] : Rows(a.n * a.parts, a.team)) {
+    if (!real) continue;
     const i64 row = a.parts > 1 ? item / a.parts : item, low = (item - row * a.parts) * CHUNK;
     const i64 high = low + CHUNK < a.k ? low + CHUNK : a.k;
     const Starts p = starts_of(a, row);
