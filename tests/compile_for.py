@@ -98,7 +98,8 @@ CALLS: dict[str, Callable[[Array], Any]] = {
     "softmax_lanes": lambda x: ek.cross_entropy(x[:, :10].copy(), labels(x), return_grad=True),
     "cross_entropy": both(lambda x: ek.cross_entropy(x, x, return_grad=True)),
     "cross_entropy alone": both(lambda x: ek.cross_entropy(x, x)),
-    "cross_entropy probs": both(lambda x: ek.cross_entropy(x, labels(x), form="probs")),
+    "cross_entropy probs": both(lambda x: ek.cross_entropy(x, x, form="probs")),
+    "cross_entropy picked": both(lambda x: ek.cross_entropy(x, labels(x), form="probs", return_grad=True)),
     "logsumexp": of_each_family(lambda x: ek.logsumexp(x)),
     "entropy": both(lambda x: ek.entropy(x, return_grad=True)),
     "entropy alone": both(lambda x: ek.entropy(x)),
@@ -108,10 +109,14 @@ CALLS: dict[str, Callable[[Array], Any]] = {
     "kl_divergence logits + gradient": both(
         lambda x: ek.kl_divergence(x, x, p_form="logits", q_form="logits", return_grad="both")
     ),
-    "kl_divergence log_probs": lambda x: ek.kl_divergence(
-        x, x, p_form="log_probs", q_form="log_probs", return_grad="q"
+    "kl_divergence log_probs": both(
+        lambda x: ek.kl_divergence(x, x, p_form="log_probs", q_form="log_probs", return_grad="q")
     ),
-    "entropy log_probs": lambda x: ek.entropy(x, form="log_probs", return_grad=True),
+    "kl_divergence to log_probs": both(lambda x: ek.kl_divergence(x, x, q_form="log_probs", return_grad="p")),
+    "kl_divergence of log_probs": both(lambda x: ek.kl_divergence(x, x, p_form="log_probs", return_grad="q")),
+    "kl_divergence mixed": lambda x: ek.kl_divergence(x, x, p_form="logits", return_grad="q"),
+    "entropy log_probs": both(lambda x: ek.entropy(x, form="log_probs", return_grad=True)),
+    "entropy strided": lambda x: ek.entropy(x[:, ::2], return_grad=True),
     "js_divergence logits": both(lambda x: ek.js_divergence(x, x, p_form="logits", q_form="logits")),
     "js_divergence + gradient": both(lambda x: ek.js_divergence(x, x, return_grad="p")),
     "js_divergence": both(lambda x: ek.js_divergence(x, x)),

@@ -42,6 +42,8 @@ SPILLED = 1.5  # loads and stores of the stack that a loop may have for each ope
 CAREFUL = {
     "binary_rows", "cross_entropy_rows", "divergence_rows", "entropy_rows", "information_rows", "kl_estimate_rows",
 }  # fmt: skip
+COMPARING = {"picked_rows"}  # in their innermost loops: the arithmetic, of several rows at once, is around these
+NO_ARITHMETIC = "no loop of packed arithmetic"
 FILLS = {"memset", "memcpy"}  # what LLVM makes of a loop that sets or copies a whole row
 UNVECTORISED = {"kl_estimate_rows", "binary_rows"}  # of log-probabilities; with AVX-512 they are vectors
 
@@ -82,7 +84,7 @@ def faults(found: list[Loop], called: set[str], width: int, softcap: tuple[set[s
     if len(scalar) > scalar_loops:
         wrong.append(f"{len(scalar)} scalar loops: {scalar}")
     if not heavy:
-        wrong.append("no loop of packed arithmetic")
+        wrong.append(NO_ARITHMETIC)
     if wide < 0.9 * sum(loop.n_packed for loop in heavy):
         wrong.append(f"registers of {width} bytes are not used: {heavy}")
     wrong += [f"spills: {loop}" for loop in heavy if loop.stack > SPILLED * loop.n_packed]
@@ -95,7 +97,8 @@ def check(machine: str, dtype: str, *calls: str) -> None:
         if kernel not in CAREFUL:
             softcap = SOFTCAP.get(kernel, (set(), 0))
             found = faults(*loops(assembly, symbol), MACHINES[machine].width, softcap)
-            wrong += [f"{kernel}, {dtype}, {machine}: {fault}" for fault in found]
+            known = {NO_ARITHMETIC} if kernel in COMPARING else set()
+            wrong += [f"{kernel}, {dtype}, {machine}: {fault}" for fault in found if fault not in known]
     assert not wrong, "\n".join(wrong)
 
 

@@ -72,7 +72,12 @@ def room_for_tiles(k: int, zero: Any, count: int) -> list[Array]:
 def fast_tables(
     call: Call, x: Layout, y: Source | None = None, grad_p: Target = NO_TARGET, grad_q: Target = NO_TARGET
 ) -> Fast | None:
-    """Entropy of probabilities, or divergence of two tables of them; gradients in float32, by whole rows."""
+    """Entropy of probabilities or log-probabilities, KL of two tables of them, JS of probabilities; gradients in
+    float32, by whole rows."""
+    forms = {call.form, call.y_form}
+    if "logits" in forms or (call.quantity == "js_divergence" and "log_probs" in forms):
+        return None
+    p_logs, q_logs = (True if form == "log_probs" else None for form in (call.form, call.y_form))
     zero: Any = np.float32(0) if narrow(call) else np.float64(0)
     chosen = family(call.k, x, y)
     if chosen is None:
@@ -90,7 +95,7 @@ def fast_tables(
         if chosen == "lanes":
             squares = (*room_for_tiles(width, zero, 1), room_for_tiles(width, zero, 1)[0] if of_two else None)
         return left_of(loss, tables(
-            *p, *second, start, loss.size, k, w, unit, map_scale, weights, zero, squares, loss,
+            *p, *second, start, loss.size, k, w, p_logs, q_logs, unit, map_scale, weights, zero, squares, loss,
             *grad_p.of(call.maps.get(name)), *grad_q.of(call.maps.get("grad_q")), streaming,
             np.empty(2 * BLOCK, zero.dtype) if call.maps else None,
         ))  # fmt: skip

@@ -268,6 +268,23 @@ def exp2_or_excess(t: Value) -> Value:
     return select(n == 0.0, -magnitude(w), e)
 
 
+def power_and_excess(x: Value) -> tuple[Value, Value]:
+    """``s`` and ``w`` in ``e^x = s·(1 + w)`` for finite `x`: a power of two, and what has all digits of a small `x`.
+
+    Beyond the range neither is finite, or only one; NaN stays.
+    """
+    t, dtype = x * LOG2E, x.dtype
+    if scales(t):
+        n = t.call("llvm.rint")
+        s = scaled(t.constant(1.0), n)
+    else:
+        t = select(t < RAISED[dtype] - 4.0, clipped(t), t.constant(np.inf))
+        u = t + MAGIC[dtype]
+        n = u - MAGIC[dtype]
+        s = lowered((u.bits() << MANTISSA[dtype]).as_float())
+    return s, (t - n) * polynomial(t - n, EXP2[dtype][1:])
+
+
 # log(1+f) = f - f²/2 + f³·P(f) for mantissas from sqrt(1/2) to sqrt(2)
 LOG_F32 = (
     0.33333331180030046, -0.24999996950957882, 0.200007157488921, -0.16667802319501254, 0.1424905764569748,
@@ -291,14 +308,22 @@ def split(x: Value) -> tuple[Value, Value]:
     return e, (bits - (exponent << 52)).as_float() - 1.0
 
 
+def log_parts(x: Value) -> tuple[Value, Value, Value]:
+    """``e, f, h`` in ``log x = e·log 2 + f - h`` for normal positive numbers of float32: all but h is exact, and
+    h no larger than f²."""
+    e, f = split(x)
+    f2 = f * f
+    return e, f, 0.5 * f2 - f * f2 * polynomial(f, LOG_F32)
+
+
 @emitted
 def log_normal(x: Value) -> Value:
     """``log x`` for normal positive numbers, without care for any other."""
-    e, f = split(x)
     if x.dtype == types.float32:
-        f2 = f * f
+        e, f, h = log_parts(x)
         # ln 2 in two parts, of which the first times e is exact.
-        return (f - (0.5 * f2 - f * f2 * polynomial(f, LOG_F32) + e * 2.12194440e-4)) + e * 0.693359375
+        return (f - (h + e * 2.12194440e-4)) + e * 0.693359375
+    e, f = split(x)
     half_square = 0.5 * f * f
     s = f / (f + 2.0)
     u = s * s

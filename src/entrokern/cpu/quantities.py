@@ -10,7 +10,7 @@ import numpy as np
 
 from .._arrays import Array
 from .._call import Call
-from . import binary, distributions, divergences, elements, groups, lanes
+from . import binary, distributions, divergences, elements, groups, lanes, picked
 from .blocks import BLOCK
 from .distributions import FORM_CODES
 from .fast import NOTHING as NO_OPERAND
@@ -155,8 +155,30 @@ def softmax_work(call: Call) -> RecordWork:
 
 
 def cross_entropy(call: Call) -> Run:
-    """CE: from labels by the row's record, else from the target distribution or the given probabilities."""
-    return softmax(call) if from_labels(call) else by_rows(call, ("loss",), cross_entropy_work(call))
+    """CE: from labels by the row's record or its one number, else from the target distribution."""
+    if from_labels(call):
+        return softmax(call)
+    of_one = call.y is None and call.label_smoothing == 0.0
+    return by_rows(call, ("loss",), (picked_work if of_one else cross_entropy_work)(call))
+
+
+def picked_work(call: Call) -> RowWork:
+    x, grad = Layout(call.x), Target(call.maps.get("grad"))
+    zero: Any = np.float64(0) if call.x.itemsize == 8 else np.float32(0)
+    logs, unit, map_scale, streaming = call.form == "log_probs", call.unit, call.map_scale, streams(call)
+
+    def work(call: Call, start: int, stop: int, results: Array) -> int:
+        class_weight = NOTHING if call.class_weight is None else call.class_weight
+        return int(
+            picked.picked_rows(
+                *x.operand(call.x), start, stop - start, call.k, logs, *labels_and_ignored(call, start, stop),
+                row_weights(call, start, stop), class_weight, unit, map_scale, zero,
+                np.zeros(picked.SLOTS * picked.ROWS), results[0], *grad.of(call.maps.get("grad")), streaming,
+                np.zeros(BLOCK, zero.dtype),
+            )
+        )  # fmt: skip
+
+    return work
 
 
 def cross_entropy_work(call: Call) -> RowWork:
@@ -217,7 +239,7 @@ def entropy(call: Call) -> Run:
     if call.form == "logits":
         return softmax(call)  # a statistic of the row: without labels the kernel takes it for the loss
     x, grad = Layout(call.x), Target(call.maps.get("grad"))
-    fast = fast_tables(call, x, grad_p=grad) if call.form == "probs" else None
+    fast = fast_tables(call, x, grad_p=grad)
 
     def work(call: Call, start: int, stop: int, results: Array) -> int:
         p, weights = x.operand(call.x), row_weights(call, start, stop)
@@ -236,11 +258,8 @@ def divergence(call: Call) -> Run:
     x = Layout(call.x)
     y = Source(call.y, (call.x.dtype, np.float64))
     grad_p, grad_q = Target(call.maps.get("grad_p")), Target(call.maps.get("grad_q"))
-    fast = None
-    if call.form == call.y_form == "probs":
-        fast = fast_tables(call, x, y, grad_p, grad_q)
-    elif call.form == call.y_form == "logits":
-        fast = fast_softmax_pairs(call, x, y, grad_p, grad_q)
+    of_softmaxes = call.form == call.y_form == "logits"
+    fast = (fast_softmax_pairs if of_softmaxes else fast_tables)(call, x, y, grad_p, grad_q)
 
     def work(call: Call, start: int, stop: int, results: Array) -> int:
         p, q, weights = x.operand(call.x), y.rows(call.y, start, stop), row_weights(call, start, stop)

@@ -1,10 +1,11 @@
-"""Fast kernels over tables of probabilities: KL and JS divergence of two, entropy of one.
+"""Fast kernels over tables of probabilities or their logarithms: KL and JS divergence of two, entropy of one.
 
 What is finite and ordinary is summed here, in the compute type and without a branch; a row in which
 anything else turns up (a number below 0, NaN, infinity, ``p > 0`` over ``q = 0``) comes out as NaN and is
 done again by the careful kernels of `distributions` and `divergences`. ``y=None`` asks for the entropy
-of `x`, ``w=None`` for KL, else for JS of that weight (`terms.EVEN` for 1/2). Gradients (None: not wanted) are
-derivatives by the probabilities themselves: each number's own.
+of `x`, ``w=None`` for KL, else for JS of that weight (`terms.EVEN` for 1/2). `p_logs` and `q_logs` say which operands
+hold logarithms (None: probabilities; JS has no kernel but for two of these). Gradients (None: not wanted) are
+derivatives by the numbers as given: each number's own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,21 @@ from numba.extending import overload
 from .blocks import BLOCK, CLASS_STRIDE, row_start, view
 from .compile import inline, kernel
 from .distributions import accumulate
+from .log_terms import (
+    add_beside_log_lower,
+    add_beside_log_upper,
+    add_of_log_lower,
+    add_of_log_upper,
+    beside_log_slope,
+    log_entropy_slope,
+    log_entropy_term,
+    log_kl_slope,
+    log_kl_term,
+    minus_exp,
+    of_log_slope,
+    of_log_slope_q,
+    present,
+)
 from .maps import write_block
 from .memory import fence, first_mask, load, load_first, prefetch, store, store_first, vector, width
 from .row_groups import fill, place_of
@@ -68,16 +84,26 @@ def _first_of_second(y, i, count, v):
 
 
 @inline
-def gather(p, q, w, terms, lower, upper, signs, low):
-    """Add vectors of probabilities to a row's record.
+def gather(p, q, w, p_logs, q_logs, terms, lower, upper, signs, low):
+    """Add vectors of two operands, or one, to a row's record.
 
-    `terms` are sums in the compute type; ``lower, upper`` are KL's ``Σ(p - q)`` in float64; `top` and
-    `low` tell what the terms cannot.
+    `terms` are sums in the compute type, and ``lower, upper`` sums in float64: KL's ``Σ(p - q)``, or all of it
+    where an operand holds logarithms; `signs` and `low` tell what the terms cannot.
     """
-    signs = join_signs(signs, p)
+    if p_logs is None:
+        signs = join_signs(signs, p)
     if q is None:
-        return terms + entropy_term(p), lower, upper, signs, low
-    signs = join_signs(signs, q)
+        return terms + (entropy_term(p) if p_logs is None else log_entropy_term(p)), lower, upper, signs, low
+    if q_logs is None:
+        signs = join_signs(signs, q)
+    elif p_logs is None:
+        return terms, add_beside_log_lower(lower, p, q), add_beside_log_upper(upper, p, q), signs, low
+    else:
+        term = log_kl_term(p, q)
+        return terms, add_lower(lower, term), add_upper(upper, term), signs, low
+    if p_logs is not None:
+        low = lowest_below(present(p), q, low)
+        return terms, add_of_log_lower(lower, p, q), add_of_log_upper(upper, p, q), signs, low
     if w is not None:
         m = mixture(p, q, w)
         return terms + js_term(p, q, w), lower, upper, signs, lowest_below(m, m, low)
@@ -90,26 +116,27 @@ def gather(p, q, w, terms, lower, upper, signs, low):
 
 
 @inline
-def piece_record(x, i, y, j, n, w, v, signs, low):
+def piece_record(x, i, y, j, n, w, p_logs, q_logs, v, signs, low):
     """The record of `n` classes from `i` in `x` and from `j` in `y`; two sums of terms."""
     lanes = width(v)
     terms, more_terms, lower, upper = v, v, vector(0.0), vector(0.0)
+    rest = v + 1.0 if p_logs is not None and q_logs is None else v  # of q beside what the end lacks of p: no term
     c = 0
     while c + 2 * lanes <= n:
         p, q = load(x, i + c, v), of_second(y, j + c, v)
-        terms, lower, upper, signs, low = gather(p, q, w, terms, lower, upper, signs, low)
+        terms, lower, upper, signs, low = gather(p, q, w, p_logs, q_logs, terms, lower, upper, signs, low)
         p, q = load(x, i + c + lanes, v), of_second(y, j + c + lanes, v)
-        more_terms, lower, upper, signs, low = gather(p, q, w, more_terms, lower, upper, signs, low)
+        more_terms, lower, upper, signs, low = gather(p, q, w, p_logs, q_logs, more_terms, lower, upper, signs, low)
         c += 2 * lanes
     while c < n:
-        p, q = load_first(x, i + c, n - c, v), first_of_second(y, j + c, n - c, v)
-        terms, lower, upper, signs, low = gather(p, q, w, terms, lower, upper, signs, low)
+        p, q = load_first(x, i + c, n - c, v), first_of_second(y, j + c, n - c, rest)
+        terms, lower, upper, signs, low = gather(p, q, w, p_logs, q_logs, terms, lower, upper, signs, low)
         c += lanes
     return lanes_sum(terms) + lanes_sum(more_terms), lanes_sum(lower + upper), signs, low
 
 
 @inline
-def sum_rows(x, x_geometry, y, y_geometry, first, n, k, w, unit, weights, zero, results):
+def sum_rows(x, x_geometry, y, y_geometry, first, n, k, w, p_logs, q_logs, unit, weights, zero, results):
     """Rows whose classes lie side by side; returns how many are left to the careful kernel."""
     v, one = vector(zero), vector(zero) + 1.0
     piece, left = PIECE * width(v), 0
@@ -119,7 +146,9 @@ def sum_rows(x, x_geometry, y, y_geometry, first, n, k, w, unit, weights, zero, 
         total, lost, excess, excess_lost = 0.0, 0.0, 0.0, 0.0
         signs, low = bits(v), one
         for b in range(0, k, piece):
-            terms, over, signs, low = piece_record(x, i + b, y, j + b, min(piece, k - b), w, v, signs, low)
+            terms, over, signs, low = piece_record(
+                x, i + b, y, j + b, min(piece, k - b), w, p_logs, q_logs, v, signs, low
+            )
             total, lost = accumulate(total, lost, terms)
             if y is not None and w is None:
                 excess, excess_lost = accumulate(excess, excess_lost, over)
@@ -136,7 +165,9 @@ def sum_rows(x, x_geometry, y, y_geometry, first, n, k, w, unit, weights, zero, 
 
 
 @inline
-def sum_lanes(x, x_geometry, y, y_geometry, first, n, k, w, unit, weights, zero, x_tile, y_tile, results):
+def sum_lanes(
+    x, x_geometry, y, y_geometry, first, n, k, w, p_logs, q_logs, unit, weights, zero, x_tile, y_tile, results
+):
     """The work of `sum_rows` for few classes, or for rows that lie side by side."""
     v, wide, one = vector(zero), vector(0.0), vector(zero) + 1.0
     lanes, left = width(v), 0
@@ -161,7 +192,7 @@ def sum_lanes(x, x_geometry, y, y_geometry, first, n, k, w, unit, weights, zero,
                 if y is not None:
                     prefetch(y, j + y_ahead + (b + c) * y_line)
                 p, q = load(x_tile, c * lanes, v), of_second(y_tile, c * lanes, v)
-                terms, lower, upper, signs, low = gather(p, q, w, terms, lower, upper, signs, low)
+                terms, lower, upper, signs, low = gather(p, q, w, p_logs, q_logs, terms, lower, upper, signs, low)
                 if c % ADDED == ADDED - 1 or c + 1 == classes:
                     first_half += add_lower(lower, terms)
                     other_half += add_upper(upper, terms)
@@ -199,19 +230,25 @@ def put_lanes(results, r, count, loss, unit, weights, v):
 
 
 @inline
-def slopes(p, q, w):
+def slopes(p, q, w, p_logs, q_logs):
     """The derivatives of vectors of terms by `p` and by `q`."""
     if q is None:
-        return entropy_slope(p), None
-    if w is None:
-        return kl_slope_p(p, q), kl_slope_q(p, q)
-    return js_slope(p, q, w), js_slope(q, p, other_weight(w))
+        return (entropy_slope(p) if p_logs is None else log_entropy_slope(p)), None
+    if p_logs is None:
+        if q_logs is not None:
+            return beside_log_slope(p, q), -p
+        if w is None:
+            return kl_slope_p(p, q), kl_slope_q(p, q)
+        return js_slope(p, q, w), js_slope(q, p, other_weight(w))
+    if q_logs is None:
+        return of_log_slope(p, q), of_log_slope_q(p, q)
+    return log_kl_slope(p, q), minus_exp(p)
 
 
 @inline
 def write_slopes(
-    x, x_geometry, y, y_geometry, row, n, k, w, slope, weights, results, grad_p, p_geometry, grad_q, q_geometry,
-    streaming, line,
+    x, x_geometry, y, y_geometry, row, n, k, w, p_logs, q_logs, slope, weights, results, grad_p, p_geometry, grad_q,
+    q_geometry, streaming, line,
 ):  # fmt: skip
     """The gradients of rows whose classes lie side by side, but for those left to the careful kernel."""
     wide = vector(0.0)
@@ -230,7 +267,7 @@ def write_slopes(
                 for c in range(0, m, width(wide)):
                     p = load_first(x, i + b + c, m - c, wide + 1.0)
                     q = first_of_second(y, j + b + c, m - c, wide + 1.0)
-                    by_p, by_q = slopes(p, q, w)
+                    by_p, by_q = slopes(p, q, w, p_logs, q_logs)
                     if grad_p is not None:
                         store(line_p, c, by_p * (weight * slope))
                     if grad_q is not None:
@@ -243,8 +280,8 @@ def write_slopes(
 
 @kernel
 def tables(
-    x, x_geometry, y, y_geometry, first, n, k, w, unit, map_scale, weights, zero, squares, results, grad_p, p_geometry,
-    grad_q, q_geometry, streaming, line,
+    x, x_geometry, y, y_geometry, first, n, k, w, p_logs, q_logs, unit, map_scale, weights, zero, squares, results,
+    grad_p, p_geometry, grad_q, q_geometry, streaming, line,
 ):  # fmt: skip
     """Losses and gradients of rows, by `sum_lanes` if there are `squares` for it; returns how many rows are left
     to the careful kernel."""
@@ -255,15 +292,18 @@ def tables(
         size, row = min(step, n - low), first + low
         losses, row_weights = view(results, low, size), view(weights, low, size if weights.size else 0)
         if squares is None:
-            left += sum_rows(x, x_geometry, y, y_geometry, row, size, k, w, unit, row_weights, zero, losses)
+            left += sum_rows(
+                x, x_geometry, y, y_geometry, row, size, k, w, p_logs, q_logs, unit, row_weights, zero, losses
+            )
         else:
             left += sum_lanes(
-                x, x_geometry, y, y_geometry, row, size, k, w, unit, row_weights, zero, squares[0], squares[1], losses
-            )
+                x, x_geometry, y, y_geometry, row, size, k, w, p_logs, q_logs, unit, row_weights, zero, squares[0],
+                squares[1], losses,
+            )  # fmt: skip
         if grad_p is not None or grad_q is not None:
             write_slopes(
-                x, x_geometry, y, y_geometry, row, size, k, w, unit * map_scale, row_weights, losses, grad_p,
-                p_geometry, grad_q, q_geometry, streaming, line,
+                x, x_geometry, y, y_geometry, row, size, k, w, p_logs, q_logs, unit * map_scale, row_weights, losses,
+                grad_p, p_geometry, grad_q, q_geometry, streaming, line,
             )  # fmt: skip
     if streaming:
         fence()

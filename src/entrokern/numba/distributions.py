@@ -91,7 +91,8 @@ def streams(out, x):
 @functools.cache
 def entropy(compute, form, of_map, single, contiguous):
     """What computes the entropies of rows of probabilities or log-probabilities, and returns their sum."""
-    code, fast = FORM_CODES[form], form == "probs" and not (of_map and (compute is np.float64 or not contiguous))
+    code, fast = FORM_CODES[form], not (of_map and (compute is np.float64 or not contiguous))
+    logs = True if form == "log_probs" else None
     zero, lanes = compute(0), BYTES // np.dtype(compute).itemsize
     square = lanes * lanes
 
@@ -117,7 +118,7 @@ def entropy(compute, form, of_map, single, contiguous):
             weights, left = line_of(sample_weight, start, count, numbers), -1
             if fast:
                 line_of_results = memory(results, 0, count)
-                head = (*p, None, None, start, count, k, None, unit, scale, weights, zero)
+                head = (*p, None, None, start, count, k, None, logs, None, unit, scale, weights, zero)
                 tail = (line_of_results, *out, None, None, streaming, written)
                 if flat and (single or k > LANES_UP_TO):
                     left = tables(*head, None, *tail)
@@ -137,7 +138,8 @@ def entropy(compute, form, of_map, single, contiguous):
 def kl_divergence(compute, p_form, q_form, of_map, single, contiguous):
     """What computes the KL divergences of rows in these forms, and returns their sum."""
     forms = FORM_CODES[p_form], FORM_CODES[q_form]
-    of_tables = p_form == q_form == "probs" and not (of_map and (compute is np.float64 or not contiguous))
+    of_tables = "logits" not in (p_form, q_form) and not (of_map and (compute is np.float64 or not contiguous))
+    p_logs, q_logs = (True if form == "log_probs" else None for form in (p_form, q_form))
     of_logits = p_form == q_form == "logits"
     itemsize = np.dtype(compute).itemsize
     zero, lanes, size = compute(0), BYTES // itemsize, SCRATCH // itemsize
@@ -199,7 +201,7 @@ def kl_divergence(compute, p_form, q_form, of_map, single, contiguous):
             weights, left = line_of(sample_weight, start, count, numbers), -1
             losses_of_chunk = memory(results, 0, count)
             if of_tables:
-                head = (*a, *b, start, count, k, None, unit, scale, weights, zero)
+                head = (*a, *b, start, count, k, None, p_logs, q_logs, unit, scale, weights, zero)
                 tail = (losses_of_chunk, *out_p, *out_q, streaming, written)
                 if flat and (single or k > LANES_UP_TO):
                     left = tables(*head, None, *tail)
