@@ -162,9 +162,9 @@ def linear_cross_entropy(
     -----
     Tiles of logits come from BLAS (on a GPU, from CuPy) and become their own gradient in place, from which two more
     products make the operands'. Beside the outputs this takes less than 64 MB, whatever n and k. Rows of more than
-    about 180 000 classes are cut into slices, whose logits gradients need a second time; so do gradients by 16-bit
-    weights, unless `grad_out` gives a float32 array for them: they are rounded once, after a sum in float32 over
-    all rows.
+    about 300 000 classes (90 000 without gradients) are cut into slices, whose logits gradients need a second time. So
+    do gradients by 16-bit weights of more than 6 million elements, unless `grad_out` gives a float32 array for them:
+    they are rounded once, after a sum in float32 over all rows.
 
     The logits are those of a matrix product in the type of the loss: each may be off by the rounding of ``d``
     products and sums, ``eps·Σ|hidden·weight|`` and a small factor. From there on the loss is as accurate as
