@@ -1,4 +1,4 @@
-"""Terms of distributions of which one, or the only one, is given by its logarithms.
+"""Terms of divergences and entropies of log-probabilities, also beside probabilities, as vector code.
 
 There ``p·log(p/q)`` is p times a difference that is at hand, and nothing is gained by parting it into
 ``p·log(p/q) - p + q`` and ``p - q``: rounding ``log p`` and ``log q`` once, which is what those who rounded them have

@@ -155,7 +155,7 @@ def softmax_work(call: Call) -> RecordWork:
 
 
 def cross_entropy(call: Call) -> Run:
-    """CE: from labels by the row's record or its one number, else from the target distribution."""
+    """CE: with labels by a row's record or, of given probabilities, by its one number, else by all its terms."""
     if from_labels(call):
         return softmax(call)
     of_one = call.y is None and call.label_smoothing == 0.0

@@ -94,13 +94,12 @@ def gather(p, q, w, p_logs, q_logs, terms, lower, upper, signs, low):
         signs = join_signs(signs, p)
     if q is None:
         return terms + (entropy_term(p) if p_logs is None else log_entropy_term(p)), lower, upper, signs, low
-    if q_logs is None:
-        signs = join_signs(signs, q)
-    elif p_logs is None:
-        return terms, add_beside_log_lower(lower, p, q), add_beside_log_upper(upper, p, q), signs, low
-    else:
+    if q_logs is not None:
+        if p_logs is None:
+            return terms, add_beside_log_lower(lower, p, q), add_beside_log_upper(upper, p, q), signs, low
         term = log_kl_term(p, q)
         return terms, add_lower(lower, term), add_upper(upper, term), signs, low
+    signs = join_signs(signs, q)
     if p_logs is not None:
         low = lowest_below(present(p), q, low)
         return terms, add_of_log_lower(lower, p, q), add_of_log_upper(upper, p, q), signs, low
