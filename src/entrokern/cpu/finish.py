@@ -18,6 +18,7 @@ from .statistics import class_of
 GROUP = 64  # rows finished at once
 # Fields of a record, `GROUP` numbers of the compute type each.
 S, MAX, SPREAD, Y_LOGIT, GAPS, WEIGHT, CLASS_WEIGHT, FIELDS = range(8)
+RECORDS = (FIELDS + 1) * GROUP  # whole vectors of them are read, from any row on
 
 # What can be asked of a row, in the order of `results`: arrays of a number per row, empty where it is not wanted.
 # The last two make ``lse = max/T + log_Z``, apart: a row's normaliser as slices of classes are merged by.

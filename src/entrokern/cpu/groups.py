@@ -30,9 +30,9 @@ from .finish import (
     put,
     put_weights,
 )
-from .lanes import CHECKED, in_one_line, row_step
+from .lanes import CHECKED, in_one_line, put_last_line, row_step, two_lines
 from .map_terms import map_terms, special, special_row
-from .maps import GRAD, LOG_SOFTMAX, shifted, write_block
+from .maps import GRAD, HESS, LOG_SOFTMAX, shifted, variance, write_block
 from .math import cast, log1p_positive, lowered
 from .memory import copy_out, fence, load, prefetch_to_write, store, vector, width
 from .row_groups import largest
@@ -47,10 +47,10 @@ def tiles_size(dtype: np.dtype[Any]) -> int:
     return 3 * (BYTES // dtype.itemsize) ** 2
 
 
-def room(k: int, dtype: np.dtype[Any]) -> int:
-    """Elements of a group of rows, each of whole vectors, three times."""
+def room(k: int, dtype: np.dtype[Any], maps: int) -> int:
+    """Elements of a group of rows, each of whole vectors: once, and twice for each of the `maps`."""
     lanes = BYTES // dtype.itemsize
-    return 3 * (-(-k // lanes) * lanes * lanes + lanes)
+    return (1 + 2 * maps) * (-(-k // lanes) * lanes * lanes + lanes)
 
 
 @inline
@@ -67,21 +67,35 @@ def scaled(kept, at, k, factor, line, place):
 
 
 @inline
-def write_rows(
+def variances(kept, at, k, S, factor, line, place):
+    """`variance` of the exponentials kept."""
+    for c in range(0, k, width(factor)):
+        store(line, place + c, variance(lowered(load(kept, at + c, factor)), S, factor))
+
+
+@inline
+def map_rows(
     kind, kept, pitch, x, geometry, first, low, n, k, labels, ignore, records, at, terms, options, scale,
-    weighed, line,
+    weighed, out, line, hess, hess_line,
 ):  # fmt: skip
-    """The map `kind` of a group of rows into `line`: what a row writes beyond its end the next one overwrites."""
-    v = vector(scale)
+    """The map `kind` of a group of rows into `line`, if there is an output for it, the Hessian likewise: what a row
+    writes beyond its end the next one overwrites."""
+    v, inv_T = vector(scale), cast(options[INV_TEMPERATURE], scale)
     w = width(v)
     count = min(w, n - low)
     factor, own, _ = map_terms(kind, records, at, low, count, labels, options, scale, weighed)
     store(terms, 0, factor if kind != LOG_SOFTMAX else log1p_positive(load(records, S * GROUP + at, v)))
     store(terms, w, own)
     for r in range(count):
+        if hess is not None:
+            sums = like_vector(records[S * GROUP + at + r], v)
+            curvature = like_vector(terms[r], v) / (sums + 1.0) * inv_T
+            variances(kept, r * pitch, k, sums, curvature, hess_line, r * k)
+        if out is None:
+            continue
         if kind == LOG_SOFTMAX:
             row, m = view(x, start_of(geometry, first, low + r, n), k), like_vector(records[MAX * GROUP + at + r], v)
-            shifted(row, m, cast(options[INV_TEMPERATURE], scale), terms[r], view(line, r * k, pitch))
+            shifted(row, m, inv_T, terms[r], view(line, r * k, pitch))
         else:
             scaled(kept, r * pitch, k, like_vector(terms[r], v), line, r * k)
         if kind == GRAD:
@@ -90,21 +104,42 @@ def write_rows(
                 line[r * k + label] = terms[w + r]
     if any_lane(special(records, at, count, v, weighed)):
         for r in range(count):
-            special_row(kind, x, row_start(geometry, first + low + r), 1, k, records, at + r, weighed, line, r * k, 1)
+            start = row_start(geometry, first + low + r)
+            if out is not None:
+                special_row(kind, x, start, 1, k, records, at + r, weighed, line, r * k, 1)
+            if hess is not None:
+                special_row(HESS, x, start, 1, k, records, at + r, weighed, hess_line, r * k, 1)
+
+
+@inline
+def put_rows(out, geometry, row, count, k, like, lines, streaming):
+    """Write the rows of a line to `out`, if there is one, those without a gap a group later; returns the `lines`
+    as they are then (see `lanes.put_tile`)."""
+    if out is None:
+        return lines
+    line, last_line, waiting, place = lines
+    if in_one_line(geometry, row_step(geometry, row, count), k):
+        start = row_start(geometry, row)
+        prefetch_to_write(out, start + 3 * width(like) * k)
+        copy_out(last_line, waiting, out, place, like, streaming)
+        return last_line, line, count * k, start
+    for r in range(count):
+        write_block(view(line, r * k, k), k, out, row_start(geometry, row + r), geometry[CLASS_STRIDE], False)
+    return lines
 
 
 @kernel
 def softmax_groups(
     x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, tiles, records, results,
-    summed, more, kind, out, out_geometry, streaming, work,
+    summed, more, kind, out, out_geometry, hess, hess_geometry, streaming, work,
 ):  # fmt: skip
     """The work of `rows.softmax_rows` for plain logits in one piece, group by group."""
     v = vector(scale)
     w, total = width(v), 0.0
     tops, sums, spreads = view(tiles, 0, w * w), view(tiles, w * w, w * w), view(tiles, 2 * w * w, w * w)
-    pitch, third = -(-k // w) * w, work.size // 3
-    kept, line, last_line = view(work, 0, third), view(work, third, third), view(work, 2 * third, third)
-    waiting, place = 0, 0
+    mapped, size = out is not None or hess is not None, work.size // (3 if hess is None else 5)
+    pitch, kept = -(-k // w) * w, view(work, 0, size)
+    lines, hess_lines = two_lines(work, size, size), two_lines(work, 3 * size, size)
     weighed, smoothed = has_weights(ignore, weights, class_weight), options[SMOOTHING] > 0.0
     for r in range(w):
         store(tops, r * w, largest(x, start_of(geometry, first, r, n), k, v))
@@ -123,19 +158,19 @@ def softmax_groups(
             y_logit = load_one(row, label, 0.0, tiles) if label >= 0 else cast(np.inf, scale)
             records[Y_LOGIT * GROUP + at + r] = y_logit
             if more:
-                if out is None:
-                    part, ties, spread, above, top = block_statistics(row, m, scale, y_logit, coming, None, 0)
-                else:
+                if mapped:
                     part, ties, spread, above, top = block_statistics(row, m, scale, y_logit, coming, kept, r * pitch)
+                else:
+                    part, ties, spread, above, top = block_statistics(row, m, scale, y_logit, coming, None, 0)
                 store(spreads, r * w, spread)
                 if r < count:
                     put(results[RANK], low + r, above)
-                    if results[ARGMAX].size:
-                        put(results[ARGMAX], low + r, first_position(row, m, v))
-            elif out is None:
-                part, ties, top = block_sum(row, m, scale, coming, None, 0)
-            else:
+            elif mapped:
                 part, ties, top = block_sum(row, m, scale, coming, kept, r * pitch)
+            else:
+                part, ties, top = block_sum(row, m, scale, coming, None, 0)
+            if r < count and results[ARGMAX].size:
+                put(results[ARGMAX], low + r, first_position(row, m, v))
             # Of the largest logits all but one count as 1 each: spread over the lanes, exactly.
             store(sums, r * w, part + cast((ties - 1) / w, scale))
             store(tops, r * w, top)
@@ -146,28 +181,22 @@ def softmax_groups(
             store(records, SPREAD * GROUP + at, rows_sum(spreads, v))
         if weighed:
             put_weights(records, at, low, count, labels, ignore, weights, class_weight)
-        if at + w == GROUP or low + w >= n:
+        # With a map at once: it may overwrite the rows, and one that is not finite is looked at again.
+        if mapped or at + w == GROUP or low + w >= n:
+            done = at if mapped else 0
             total += finish_group(
-                records, 0, x, geometry, first, low - at, at + count, k, labels, ignore, weights, class_weight,
-                options, scale, tiles, results, summed,
+                records, done, x, geometry, first, low - at + done, at + count - done, k, labels, ignore, weights,
+                class_weight, options, scale, tiles, results, summed,
             )  # fmt: skip
-        if out is not None:
-            write_rows(
+        if mapped:
+            map_rows(
                 kind, kept, pitch, x, geometry, first, low, n, k, labels, ignore, records, at, spreads, options, scale,
-                weighed, line,
+                weighed, out, lines[0], hess, hess_lines[0],
             )  # fmt: skip
-            start = row_start(out_geometry, first + low)
-            if in_one_line(out_geometry, row_step(out_geometry, first + low, count), k):
-                prefetch_to_write(out, start + 3 * w * k)
-                copy_out(last_line, waiting, out, place, v, streaming)
-                line, last_line = last_line, line
-                waiting, place = count * k, start
-            else:
-                for r in range(count):
-                    row_out, stride = row_start(out_geometry, first + low + r), out_geometry[CLASS_STRIDE]
-                    write_block(view(line, r * k, k), k, out, row_out, stride, False)
-    if out is not None:
-        copy_out(last_line, waiting, out, place, v, streaming)
-        if streaming:
-            fence()
+            lines = put_rows(out, out_geometry, first + low, count, k, v, lines, streaming)
+            hess_lines = put_rows(hess, hess_geometry, first + low, count, k, v, hess_lines, streaming)
+    put_last_line(out, lines, v, streaming)
+    put_last_line(hess, hess_lines, v, streaming)
+    if streaming:
+        fence()
     return -1, total

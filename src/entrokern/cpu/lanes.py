@@ -32,7 +32,7 @@ from .finish import (
     put_weights,
 )
 from .map_terms import map_terms, special, special_row
-from .maps import LOG_SOFTMAX
+from .maps import HESS, LOG_SOFTMAX, variance
 from .math import cast, clipped, exp2_below, log1p_positive, lowered, raised_exp2
 from .memory import (
     copy_out,
@@ -203,6 +203,33 @@ def store_tile(tile, pitch, out, geometry, row, count, k, like, line):
                 out[start + c * stride] = narrow(tile[c * pitch + r], out)
 
 
+@inline
+def two_lines(room, at, size):
+    """Where rows without gaps wait for their way out: the line being written, the last one, its length and place."""
+    return view(room, at, size), view(room, at + size, size), 0, 0
+
+
+@inline
+def put_tile(tile, pitch, out, geometry, row, count, k, like, lines, streaming):
+    """Write a tile to `out`, if there is one, by way of its `lines`; returns them as they are then."""
+    if out is None:
+        return lines
+    line, last_line, waiting, place = lines
+    store_tile(tile, pitch, out, geometry, row, count, k, like, line)
+    if not in_one_line(geometry, row_step(geometry, row, count), k):
+        return lines
+    copy_out(last_line, waiting, out, place, like, streaming)
+    return last_line, line, count * k, row_start(geometry, row)
+
+
+@inline
+def put_last_line(out, lines, like, streaming):
+    """Write to `out` what still waits."""
+    if out is not None:
+        _, last_line, waiting, place = lines
+        copy_out(last_line, waiting, out, place, like, streaming)
+
+
 # --- the record of every row ----------------------------------------------------------------------
 
 
@@ -299,40 +326,45 @@ def tile_log_softmax(tile, pitch, at, k, inv_T, m, sums):
 
 
 @inline
-def tile_softmax(tile, pitch, at, k, scale, m, factor, y, own):
-    """Replace the logits of one vector of rows by ``factor·e^(z-m)``, that of class `y` by `own`."""
+def tile_softmax(tile, pitch, at, k, scale, m, factor, y, own, hess, curved, sums, curvature):
+    """Replace the logits of one vector of rows by ``factor·e^(z-m)``, that of class `y` by `own`; if the Hessian is
+    asked for, `curved` receives their `variance`."""
     for c in range(k):
         e = exp2_below((load(tile, c * pitch + at, m) - m) * scale)
+        if hess is not None:
+            store(curved, c * 2 * width(m) + at, variance(e, sums, curvature))
         store(tile, c * pitch + at, where(y == like_vector(c, m), own, e * factor))
 
 
 @inline
-def write_tile(
-    kind, tile, pitch, x, geometry, first, low, count, k, labels, records, at, options, scale,
-    weighed, out, out_geometry, line,
+def map_tile(
+    kind, tile, pitch, x, geometry, first, low, count, k, labels, records, at, options, scale, weighed,
+    hess, curved,
 ):  # fmt: skip
-    """Turn a tile of logits into the map `kind` and write it to `out`."""
+    """Turn a tile of logits into the map `kind`; `curved` becomes the tile of their Hessian, if that is asked for."""
     v = vector(scale)
     w = width(v)
+    stride, inv_T = geometry[CLASS_STRIDE], cast(options[INV_TEMPERATURE], scale)
     for g in range(0, min(count, 2 * w), w):
         record, row = at + g, low + g
         m, sums = load(records, MAX * GROUP + record, v), load(records, S * GROUP + record, v)
         factor, own, y = map_terms(kind, records, record, row, count - g, labels, options, scale, weighed)
         if kind == LOG_SOFTMAX:
-            tile_log_softmax(tile, pitch, g, k, cast(options[INV_TEMPERATURE], scale), m, sums)
+            tile_log_softmax(tile, pitch, g, k, inv_T, m, sums)
         else:
-            tile_softmax(tile, pitch, g, k, scale, m, factor, y, own)
+            tile_softmax(tile, pitch, g, k, scale, m, factor, y, own, hess, curved, sums, factor / (sums + 1.0) * inv_T)
         if any_lane(special(records, record, count - g, v, weighed)):
             for r in range(g, min(g + w, count)):
                 start = row_start(geometry, first + low + r)
-                special_row(kind, x, start, geometry[CLASS_STRIDE], k, records, at + r, weighed, tile, r, pitch)
-    store_tile(tile, pitch, out, out_geometry, first + low, count, k, v, line)
+                special_row(kind, x, start, stride, k, records, at + r, weighed, tile, r, pitch)
+                if hess is not None:
+                    special_row(HESS, x, start, stride, k, records, at + r, weighed, curved, r, 2 * w)
 
 
 @kernel
 def softmax_lanes(
     x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, tiles, records, results,
-    summed, more, kind, out, out_geometry, streaming, work,
+    summed, more, kind, out, out_geometry, hess, hess_geometry, streaming, work,
 ):  # fmt: skip
     """The work of `rows.softmax_rows` for plain logits (no softcap), tile by tile."""
     v = vector(scale)
@@ -343,8 +375,9 @@ def softmax_lanes(
     while (2 * w) << shift < wide:
         shift += 1
     staged, filling, sub, next_start = False, False, 0, 0
-    line, last_line = view(work, 0, work.size // 2), view(work, work.size // 2, work.size // 2)
-    waiting, place = 0, 0
+    mapped, size = out is not None or hess is not None, work.size // (2 if hess is None else 5)
+    ranked = results[ARGMAX].size + results[RANK].size > 0 or (more and labels.size > 0)
+    lines, hess_lines, curved = two_lines(work, 0, size), two_lines(work, 2 * size, size), view(work, 4 * size, size)
     for low in range(0, n, 2 * w):
         count = min(2 * w, n - low)
         if labels.size and low % CHECKED == 0:
@@ -386,7 +419,7 @@ def softmax_lanes(
         store(records, S * GROUP + at + w, S_b)
         store(records, MAX * GROUP + at, m_a)
         store(records, MAX * GROUP + at + w, m_b)
-        if more and (labels.size or results[ARGMAX].size):
+        if ranked:
             for g in range(0, 2 * w, w):
                 y = load_next(labels, low + g, count - g, none) if labels.size else none
                 y_logit, argmax, above = tile_ranks(tile, pitch, g, k, load(records, MAX * GROUP + at + g, v), y)
@@ -401,29 +434,27 @@ def softmax_lanes(
         if weighed:
             put_weights(records, at, low, count, labels, ignore, weights, class_weight)
         # Without a map the tile before is finished now: its logarithms need not wait for this tile's sums.
-        done, rows = (low, count) if out is not None else (low - 2 * w, 2 * w)
+        done, rows = (low, count) if mapped else (low - 2 * w, 2 * w)
         if done >= 0:
             total += finish_group(
                 records, done % (4 * w), x, geometry, first, done, rows, k, labels, ignore, weights, class_weight,
                 options, scale, tile, results, summed,
             )  # fmt: skip
-        if out is not None:
-            write_tile(
-                kind, tile, pitch, x, geometry, first, low, count, k, labels, records, at, options, scale,
-                weighed, out, out_geometry, line,
+        if mapped:
+            map_tile(
+                kind, tile, pitch, x, geometry, first, low, count, k, labels, records, at, options, scale, weighed,
+                hess, curved,
             )  # fmt: skip
-            if in_one_line(out_geometry, row_step(out_geometry, first + low, count), k):
-                copy_out(last_line, waiting, out, place, v, streaming)
-                line, last_line = last_line, line
-                waiting, place = count * k, row_start(out_geometry, first + low)
-    if out is None and n > 0:
+            lines = put_tile(tile, pitch, out, out_geometry, first + low, count, k, v, lines, streaming)
+            hess_lines = put_tile(curved, 2 * w, hess, hess_geometry, first + low, count, k, v, hess_lines, streaming)
+    if not mapped and n > 0:
         done = (n - 1) // (2 * w) * 2 * w
         total += finish_group(
             records, done % (4 * w), x, geometry, first, done, n - done, k, labels, ignore, weights, class_weight,
             options, scale, tile, results, summed,
         )  # fmt: skip
-    if out is not None:
-        copy_out(last_line, waiting, out, place, v, streaming)
-        if streaming:
-            fence()
+    put_last_line(out, lines, v, streaming)
+    put_last_line(hess, hess_lines, v, streaming)
+    if streaming:
+        fence()
     return -1, total

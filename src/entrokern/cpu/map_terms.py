@@ -7,7 +7,7 @@ import numpy as np
 from .blocks import load_one
 from .compile import inline
 from .finish import CLASS_WEIGHT, GROUP, INV_TEMPERATURE, MAP_SCALE, MAX, UNIT, WEIGHT, Y_LOGIT, S
-from .maps import GRAD, LOG_SOFTMAX
+from .maps import GRAD, HESS, LOG_SOFTMAX
 from .math import exp2_below
 from .memory import first_mask, load, load_next, vector
 from .simd import like_vector, magnitude, where
@@ -51,7 +51,7 @@ def special(records, at, count, like, weighed):
 def special_row(kind, x, start, stride, k, records, r, weighed, target, at, step):
     """Write the map of a row into `target`, if it is a `special` one."""
     m, sums = np.float64(records[MAX * GROUP + r]), np.float64(records[S * GROUP + r])
-    if kind == GRAD and weighed and records[WEIGHT * GROUP + r] == 0.0:
+    if kind <= HESS and weighed and records[WEIGHT * GROUP + r] == 0.0:
         for c in range(k):
             target[at + c * step] = 0
     elif sums != sums or not (-np.inf < m < np.inf):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from .. import _formulas
-from .blocks import block_of, narrow, store_constant, through_softcap, view, widen
+from .blocks import block_of, narrow, through_softcap, view, widen
 from .blocks import load as fetch
 from .compile import inline
 from .finish import CAP, INV_TEMPERATURE, LN2, MAP_SCALE, SMOOTHING, UNIT, W_MEAN, Z_LOSS
 from .math import cast, clipped, exp2, exp2_below, floored, log1p
 from .memory import copy_out, load_first, prefetch_to_write, store, vector, width
-from .simd import like_vector
+from .row_groups import fill
+from .simd import like_vector, where
 from .statistics import block_size, first_position
 
 GRAD, HESS, ENTROPY_GRAD, SOFTMAX, LOG_SOFTMAX = range(5)
@@ -22,6 +23,15 @@ MAPS = {
     "softmax": SOFTMAX,
     "log_softmax": LOG_SOFTMAX,
 }
+
+
+@inline
+def variance(e, S, factor):
+    """``factor·e·(Z - e)``: the Hessian's ``p·(1-p)`` up to a factor.
+
+    Of the largest logit, whose ``e^(z-m)`` is exactly 1, ``Z - e`` is `S` to its last digit.
+    """
+    return e * (where(e == 1.0, S, S + 1.0 - e) * factor)
 
 
 # Each sweep fills `work` from a block, whole vectors at a time (`work` has room for the last one).
@@ -41,11 +51,11 @@ def scaled_softmax(block, m, scale, factor, work):
 
 
 @inline
-def scaled_variance(block, m, scale, factor, Z, work):
-    """``factor·e·(Z - e)``: the Hessian's ``p·(1-p)`` up to a factor."""
+def scaled_variance(block, m, scale, factor, S, work):
+    """`variance` of the classes' ``e^(z-m)``."""
+    S, factor = like_vector(S, m), like_vector(factor, m)
     for i in range(0, block.size, width(m)):
-        e = exp2_below(shifted_logits(block, i, m, scale))
-        store(work, i, e * (Z - e) * factor)
+        store(work, i, variance(exp2_below(shifted_logits(block, i, m, scale)), S, factor))
 
 
 @inline
@@ -87,17 +97,22 @@ def write_block(work, n, out, at, stride, streaming):
 
 @inline
 def write_map(
-    kind, x, start, stride, k, classes, out, out_start, out_stride, m, S, spread, max_block,
-    label, y_logit, weight, w_y, class_weight, options, scale, stage, slot, work, streaming,
+    kind, x, start, stride, k, classes, out, out_start, out_stride, hess, hess_start, hess_stride, m, S, spread,
+    max_block, label, y_logit, weight, w_y, class_weight, options, scale, stage, slot, work, streaming,
 ):  # fmt: skip
-    """Write `k` of a row's `classes` of the map `kind`; its record is given by `m`, `S` and `spread`, and the block
-    that begins at `max_block` holds the largest logit."""
+    """Write `k` of a row's `classes` of the map `kind` to `out`, and of the Hessian to `hess`, if there are such.
+
+    The row's record is given by `m`, `S` and `spread`, and the block that begins at `max_block` holds the largest
+    logit. `out` may be the row itself: block by block, the Hessian comes first.
+    """
     if kind <= ENTROPY_GRAD and (label == -2 or weight == 0.0):
-        store_constant(0.0, k, out, out_start, out_stride)
+        fill(0.0, k, out, out_start, out_stride)
+        fill(0.0, k, hess, hess_start, hess_stride)
         return
     undefined = S != S or m != m or m == -np.inf or m == np.inf
     if undefined and not (kind == LOG_SOFTMAX and m == np.inf and not holds_nan(x, start, stride, k)):
-        store_constant(np.nan, k, out, out_start, out_stride)
+        fill(np.nan, k, out, out_start, out_stride)
+        fill(np.nan, k, hess, hess_start, hess_stride)
         return
     cap, inv_T = options[CAP], options[INV_TEMPERATURE]
     m_ = vector(cast(m, scale))
@@ -109,12 +124,18 @@ def write_map(
     L = log1p(S) if kind == LOG_SOFTMAX or not plain else 0.0
     z_slope = 2.0 * options[Z_LOSS] * (m * inv_T + L) / unit
     factor *= unit
-    prefetch_to_write(out, out_start + 2 * k * out_stride)  # the line that two rows share, not written whole
+    if out is not None:
+        prefetch_to_write(out, out_start + 2 * k * out_stride)  # the line that two rows share, not written whole
     size = block_size(k)
     for b in range(0, k, size):
         n = min(size, k - b)
         fetch(x, start + b * stride, stride, n, cap, stage, slot)
         block = block_of(x, start + b * stride, n, stage, slot)
+        if hess is not None:
+            scaled_variance(block, m_, scale, cast(factor * inv_T * A / Z / Z, scale), cast(S, scale), work)
+            write_block(work, n, hess, hess_start + b * hess_stride, hess_stride, streaming)
+        if out is None:
+            continue
         if kind == GRAD:
             if plain:
                 scaled_softmax(block, m_, scale, cast(factor * w_y / Z, scale), work)
@@ -136,10 +157,6 @@ def write_map(
                 own = (A - b_y) if not plain else 0.0
                 b_y = b_y if not plain else w_y
                 work[label - b] = factor * ((own + z_slope) * (e / Z) - b_y * rest)
-        elif kind == HESS:
-            scaled_variance(block, m_, scale, cast(factor * inv_T * A / Z / Z, scale), cast(Z, scale), work)
-            if b == max_block:
-                work[first_position(block, cast(m, scale), m_)] = factor * inv_T * A * (1.0 / Z) * (S / Z)
         elif kind == ENTROPY_GRAD:
             mean = cast(spread / Z, scale)
             scaled_entropy_gradient(block, m_, scale, cast(-factor * LN2 / Z, scale), mean, work)

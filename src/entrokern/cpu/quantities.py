@@ -15,7 +15,7 @@ from .blocks import BLOCK
 from .distributions import FORM_CODES
 from .fast import NOTHING as NO_OPERAND
 from .fast import fast_soft_targets, fast_softmax_pairs, fast_tables
-from .finish import FIELDS, GROUP, ROW_RESULTS
+from .finish import RECORDS, ROW_RESULTS
 from .groups import softmax_groups
 from .lanes import softmax_lanes
 from .launch import (
@@ -77,10 +77,10 @@ def family(call: Call, x: Layout) -> str:
     """The fastest of three: ``"lanes"`` for few classes or neighbouring rows next to each other, ``"groups"``
     for rows of moderate length in one piece, ``"rows"`` for all others.
 
-    Options that need more than a row's record, and the rarer maps, are for the rows family alone.
+    Options that need more than a row's record, and the entropy's gradient, are for the rows family alone.
     """
     plain = call.label_smoothing == 0.0 and call.z_loss == 0.0 and call.quantity != "entropy"
-    fast_maps = {"softmax", "log_softmax"} | ({"grad"} if plain else set())
+    fast_maps = {"softmax", "log_softmax"} | ({"grad", "hess"} if plain else set())
     widened = call.x.itemsize < 8 and results_in_float64(call)
     if widened or call.softcap is not None or not set(call.maps) <= fast_maps:
         return "rows"
@@ -119,37 +119,36 @@ def softmax_work(call: Call) -> RecordWork:
             w_mean,
         ]
     )
-    more = call.quantity == "entropy" or not {"entropy", "rank", "argmax"}.isdisjoint(call.rows)
-    kinds = MAPS | ({"grad": MAPS["entropy_grad"]} if call.quantity == "entropy" else {})
-    maps = [(name, kinds[name], Layout(call.maps[name])) for name in in_place_last(call)]
+    more = call.quantity == "entropy" or not {"entropy", "rank"}.isdisjoint(call.rows)
+    name = next((name for name in call.maps if name != "hess"), "grad")  # one at most beside the Hessian
+    kind = MAPS["entropy_grad" if call.quantity == "entropy" else name]
+    out, hess = Target(call.maps.get(name)), Target(call.maps.get("hess"))
     chosen = family(call, x)
     staged = 0 if x.geometry[0] == 1 else call.k * lanes.stage_rows(call.k, dtype)
-    sizes = lanes.tile_size(call.k, dtype), staged, staged
+    tile = lanes.tile_size(call.k, dtype)
+    sizes = tile, staged, staged
+    with_hess = "hess" in call.maps
     kernel: Any = {"lanes": softmax_lanes, "groups": softmax_groups, "rows": softmax_rows}[chosen]
 
     def work(call: Call, start: int, stop: int, results: tuple[Array, ...]) -> tuple[int, float]:
-        outputs: list[tuple[int, Any, Any]] = [(kind, *out.operand(call.maps[name])) for name, kind, out in maps]
         x_flat, class_weight = x.flat(call.x), NOTHING if call.class_weight is None else call.class_weight
         labels, ignore = labels_and_ignored(call, start, stop)
         weights = row_weights(call, start, stop)
         stage: Any
         if chosen == "lanes":
             stage = tuple(np.empty(size, dtype) for size in sizes)
-            scratch = np.empty(2 * lanes.tile_size(call.k, dtype), dtype)
+            scratch = np.empty((5 if with_hess else 2) * tile, dtype)
         elif chosen == "groups":
-            stage, scratch = np.empty(groups.tiles_size(dtype), dtype), np.empty(groups.room(call.k, dtype), dtype)
+            stage = np.empty(groups.tiles_size(dtype), dtype)
+            scratch = np.empty(groups.room(call.k, dtype, 1 + with_hess), dtype)
         else:
             stage, scratch = None if in_place else np.empty(2 * BLOCK, dtype), np.empty(BLOCK, dtype)
-        records, streaming = np.zeros(FIELDS * GROUP, dtype), streams(call)
-        bad, total = -1, 0.0
-        for kind, out, geometry in outputs or [(0, None, None)]:
-            bad, total = kernel(
-                x_flat, x.geometry, start, stop - start, call.k, labels, ignore, weights, class_weight, options,
-                scale, stage, records, results, call.total, more, kind, out, geometry, streaming, scratch,
-            )  # fmt: skip
-            if bad >= 0:
-                break
-        return bad, total
+        bad, total = kernel(
+            x_flat, x.geometry, start, stop - start, call.k, labels, ignore, weights, class_weight, options, scale,
+            stage, np.zeros(RECORDS, dtype), results, call.total, more, kind, *out.of(call.maps.get(name)),
+            *hess.of(call.maps.get("hess")), streams(call), scratch,
+        )  # fmt: skip
+        return int(bad), float(total)
 
     return work
 

@@ -25,6 +25,7 @@ from .finish import (
 from .maps import write_map
 from .math import cast
 from .memory import fence, load_next, vector, width
+from .row_groups import place_of
 from .simd import any_lane, like_vector
 from .statistics import block_gaps, block_size, class_of, first_block, first_position, row_record
 
@@ -58,17 +59,19 @@ def row_gaps(x, start, stride, k, reference, class_weight, cap, stage, slot):
 @kernel
 def softmax_rows(
     x, geometry, first, n, k, labels, ignore, weights, class_weight, options, scale, stage, records, results,
-    summed, more, kind, out, out_geometry, streaming, work,
+    summed, more, kind, out, out_geometry, hess, hess_geometry, streaming, work,
 ):  # fmt: skip
-    """Rows ``first … first + n - 1`` of logits: their results, and one map (``out=None`` for none).
+    """Rows ``first … first + n - 1`` of logits: their results, one map and the Hessian (None for none).
 
-    Returns the index of the first bad label, before anything is computed, or -1; and the sum of the losses.
+    `more` asks for the records' `spread` and for ranks. Returns the index of the first bad label, before anything is
+    computed, or -1; and the sum of the losses.
     """
     bad = first_bad_label(labels, k, ignore)
     if bad >= 0:
         return bad, 0.0
     stride, cap, like = geometry[CLASS_STRIDE], options[CAP], vector(scale)
-    slot, total = 0, 0.0
+    mapped = out is not None or hess is not None
+    slot, total, done = 0, 0.0, 0
     start = row_start(geometry, first)
     size = block_size(k)
     ahead = first_block(x, start, stride, k, cap, stage, slot, like)
@@ -84,6 +87,8 @@ def softmax_rows(
         if label >= 0 and not more:
             # After the sweep, which has brought the row into cache: before it, this read would wait for memory.
             y_logit = np.float64(load_one(x, start + label * stride, cap, stage))
+        # A row that is not is finished by a look at it, which a map may overwrite.
+        finite = S_i == S_i and -np.inf < m < np.inf
         r = i % GROUP
         records[S * GROUP + r] = S_i
         records[MAX * GROUP + r] = m
@@ -93,29 +98,29 @@ def softmax_rows(
         if options[SMOOTHING] > 0.0 and label >= 0:
             gaps = row_gaps(x, start, stride, k, m, class_weight, cap, stage, 1 - slot) / k
             records[GAPS * GROUP + r] = gaps
-        argmax = 0
-        if results[ARGMAX].size or more:
+        if results[ARGMAX].size:
             load(x, start + at * stride, stride, min(size, k - at), cap, stage, 1 - slot)
             block = block_of(x, start + at * stride, min(size, k - at), stage, 1 - slot)
-            argmax = at + first_position(block, cast(m, scale), like)
-        put(results[ARGMAX], i, argmax)
+            put(results[ARGMAX], i, at + first_position(block, cast(m, scale), like))
         put(results[RANK], i, above)
-        if out is not None:
+        if has_weights(ignore, weights, class_weight):
+            put_weights(records, r, i, 1, labels, ignore, weights, class_weight)
+        if r == GROUP - 1 or i + 1 == n or (mapped and not finite):
+            total += finish_group(
+                records, done % GROUP, x, geometry, first, done, i + 1 - done, k, labels, ignore, weights, class_weight,
+                options, scale, stage, results, summed,
+            )  # fmt: skip
+            done = i + 1
+        if mapped:
+            out_start, out_stride = place_of(out_geometry, first + i)
+            hess_start, hess_stride = place_of(hess_geometry, first + i)
             weight = weights[i] if weights.size else 1.0
             w_y = class_weight[label] if class_weight.size and label >= 0 else 1.0
             write_map(
-                kind, x, start, stride, k, k, out, row_start(out_geometry, first + i), out_geometry[CLASS_STRIDE],
-                m, S_i, spread, at, label, y_logit, weight, w_y, class_weight, options, scale, stage,
-                1 - slot, work, streaming,
-            )  # fmt: skip
-        if has_weights(ignore, weights, class_weight):
-            put_weights(records, r, i, 1, labels, ignore, weights, class_weight)
-        if r == GROUP - 1 or i + 1 == n:
-            total += finish_group(
-                records, 0, x, geometry, first, i - r, r + 1, k, labels, ignore, weights, class_weight, options, scale,
-                stage, results, summed,
+                kind, x, start, stride, k, k, out, out_start, out_stride, hess, hess_start, hess_stride, m, S_i, spread,
+                at, label, y_logit, weight, w_y, class_weight, options, scale, stage, 1 - slot, work, streaming,
             )  # fmt: skip
         start = next_start
-    if out is not None and streaming:
+    if streaming:
         fence()
     return -1, total

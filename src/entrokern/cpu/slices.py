@@ -16,7 +16,7 @@ from .distributions import FORM_CODES, SLOTS, write_target_map
 from .divergences import sum_pair, write_pair
 from .finish import SMOOTHING, Z_LOSS
 from .launch import Source, chunk_rows, streams
-from .maps import GRAD, HESS, MAPS, write_map
+from .maps import GRAD, MAPS, write_map
 from .math import cast
 from .memory import fence, vector
 from .operands import FLOAT64, INT64, Layout, Operand, column, optional, with_whole_elements
@@ -58,21 +58,24 @@ def block_of_largest(x, start, stride, k, m, stage, like):
 @kernel
 def slice_maps(
     x, geometry, first, n, k, classes, labels, weights, label_weights, m, S, mean, class_weight, options, scale, stage,
-    kind, out, out_geometry, streaming, work,
+    kind, out, out_geometry, hess, hess_geometry, streaming, work,
 ):  # fmt: skip
-    """One map of rows ``first … first + n - 1`` of a slice of `k` out of `classes`; labels are the slice's, or -1."""
+    """One map and the Hessian (None for none) of rows ``first … first + n - 1`` of a slice of `k` out of `classes`;
+    labels are the slice's, or -1."""
     stride, like = geometry[CLASS_STRIDE], vector(scale)
-    of_largest = kind == HESS or (kind == GRAD and (options[SMOOTHING] > 0.0 or options[Z_LOSS] != 0.0))
+    of_largest = kind == GRAD and (options[SMOOTHING] > 0.0 or options[Z_LOSS] != 0.0)
     for i in range(n):
         start, label = row_start(geometry, first + i), labels[i]
         y_logit = np.float64(load_one(x, start + label * stride, 0.0, stage)) if label >= 0 else np.inf
         at = -1
         if of_largest:
             at = block_of_largest(x, start, stride, k, cast(m[i], scale), stage, like)
+        out_start, out_stride = place_of(out_geometry, first + i)
+        hess_start, hess_stride = place_of(hess_geometry, first + i)
         write_map(
-            kind, x, start, stride, k, classes, out, row_start(out_geometry, first + i), out_geometry[CLASS_STRIDE],
-            m[i], S[i], mean[i] * (1.0 + S[i]), at, label, y_logit, weights[i], label_weights[i], class_weight, options,
-            scale, stage, 0, work, streaming,
+            kind, x, start, stride, k, classes, out, out_start, out_stride, hess, hess_start, hess_stride, m[i], S[i],
+            mean[i] * (1.0 + S[i]), at, label, y_logit, weights[i], label_weights[i], class_weight, options, scale,
+            stage, 0, work, streaming,
         )  # fmt: skip
     if streaming:
         fence()
@@ -85,8 +88,9 @@ def write_maps(call: Call, rows: dict[str, Array], classes: int, class_mass: flo
     if "grad" in call.maps and (call.label_smoothing != 0.0 or call.z_loss != 0.0):
         dtype = np.dtype(np.float64)  # a difference of numbers that can be nearly equal
     x, scale = Layout(call.x), dtype.type(LOG2E / call.temperature)
-    maps = [(MAPS["entropy_grad" if of_entropy else name], Layout(out), out) for name, out in
-            ((name, call.maps[name]) for name in in_place_last(call))]  # fmt: skip
+    name = next((name for name in call.maps if name != "hess"), "grad")  # one at most beside the Hessian
+    kind = MAPS["entropy_grad" if of_entropy else name]
+    outputs: Any = [*optional(call.maps.get(name)), *optional(call.maps.get("hess"))]
     options = np.array(
         [1.0 / call.temperature, call.unit, call.label_smoothing, call.z_loss, 0.0, 1.0, class_mass / classes]
     )
@@ -100,11 +104,10 @@ def write_maps(call: Call, rows: dict[str, Array], classes: int, class_mass: flo
             for name in ("label", "weight", "label_weight", "max", "S", "mean")
         ]
         stage, work = None if x.geometry[0] == 1 else np.empty(2 * BLOCK, dtype), np.empty(BLOCK, dtype)
-        for kind, layout, out in maps:
-            slice_maps(
-                *x.operand(call.x), start, stop - start, k, classes, *of_rows, class_weight, options, scale, stage,
-                kind, *layout.operand(out), streaming, work,
-            )  # fmt: skip
+        slice_maps(
+            *x.operand(call.x), start, stop - start, k, classes, *of_rows, class_weight, options, scale, stage, kind,
+            *outputs, streaming, work,
+        )  # fmt: skip
 
     threads.run_chunks(-(-n // step), run)
 

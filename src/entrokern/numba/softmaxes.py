@@ -10,7 +10,7 @@ from numba.extending import register_jitable
 from ..cpu import groups, lanes, launch
 from ..cpu.blocks import BLOCK, CLASS_STRIDE, SIZES, view
 from ..cpu.distributions import accumulate
-from ..cpu.finish import FIELDS, GROUP, W_MEAN
+from ..cpu.finish import RECORDS, W_MEAN
 from ..cpu.quantities import GROUPS_UP_TO, LANES_UP_TO, STRIDED_LANES_UP_TO
 from ..cpu.rows import softmax_rows
 from ..cpu.simd import BYTES
@@ -18,7 +18,7 @@ from .memory import GEOMETRY, beside, convert, deliver, glue, lies, line_of, mem
 
 BUFFERED = 1024  # rows whose numbers are converted at a time
 SCRATCH, LARGE_SCRATCH = 24 << 10, 64 << 10  # bytes
-RECORDS, OPTIONS = FIELDS * GROUP, W_MEAN + 1
+OPTIONS = W_MEAN + 1
 
 for _function in (launch.chunk_elements, launch.chunk_rows, lanes.tile_size, groups.tiles_size, groups.room):
     register_jitable(_function)
@@ -50,7 +50,7 @@ def softmax(compute, row_dtype, of_map, rows_only, staged, buffered):
                 work = view(scratch, tile, (tiles - 1) * tile)
                 return lanes.softmax_lanes(*head, (view(scratch, 0, tile), nothing, nothing), *tail, work)
             squares = groups.tiles_size(dtype)
-            room = groups.room(k, dtype) if of_map else 0
+            room = groups.room(k, dtype, 1) if of_map else 0
             if flat and k * itemsize <= GROUPS_UP_TO * BYTES and squares + room <= size:
                 work = view(scratch, squares, room)
                 return groups.softmax_groups(*head, view(scratch, 0, squares), *tail, work)
@@ -91,7 +91,7 @@ def softmax(compute, row_dtype, of_map, rows_only, staged, buffered):
             loss, lse = line_of(losses, start, count, room), line_of(sums, start, count, room)
             results = (loss, lse, none, none, none, no_index, no_index, none, none)
             head = (flat, geometry, start, count, k, labels, ignore, weights, of_classes, settings, scale)
-            tail = (records, results, summed, more, kind, out_flat, out_geometry_given, streaming)
+            tail = (records, results, summed, more, kind, out_flat, out_geometry_given, None, None, streaming)
             _, part = families(head, tail, k, geometry, scratch)
             total, lost = accumulate(total, lost, part)
             deliver(losses, start, count, room)
