@@ -1,4 +1,4 @@
-"""What the rooms of trainers share: labels that come as floats, results in another dtype, the softmax's Hessian."""
+"""What the rooms of trainers share: labels that come as floats, and work of NumPy's on the kernels' results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 
 from . import _threads
 from ._arrays import Array
-from .losses import cross_entropy
 
 BLOCK = 1 << 17  # elements: what NumPy does to a kernel's results, it does while they are in cache
 
@@ -45,38 +44,3 @@ def over_blocks(shape: tuple[int, ...], work: Callable[[Rows], None]) -> None:
             work(slice(i * step, min(n, (i + 1) * step)))
 
     _threads.run_chunks(-(-n // step), block)
-
-
-def softmax_gradient_hessian(
-    x: Array,
-    labels: Array,
-    sample_weight: Array | None,
-    grad: Array,
-    hess: Array,
-    scale: float = 1.0,
-    least: float = 0.0,
-) -> None:
-    """``s·(p - [c = y])`` into `grad`, ``scale·s·p·(1-p)``, at the `least`, into `hess`; one of them may be `x`.
-
-    The Hessian is made of the gradient: ``|p - [c = y]|`` is ``p``, or ``1 - p`` for the label's class, and
-    ``p·(1-p)`` is the same for both. Its error is within ``eps``, and relative for the label's class, where ``p``
-    comes from the loss. `grad` and `hess` may have another floating dtype than `x`.
-    """
-
-    def block(rows: Rows) -> None:
-        s, counts = np.ones((), x.dtype), None
-        if sample_weight is not None:
-            s = sample_weight[rows, None].astype(x.dtype, copy=False)
-            counts = (sample_weight[rows] != 0).astype(np.int8)  # what does not count is 0, whatever `x` holds there
-        loss, g = cross_entropy(x[rows], labels[rows], sample_weight=counts, reduction="none", return_grad=True)
-        p = np.abs(g)
-        variance = 1 - p
-        variance *= p
-        label = np.arange(len(p)), labels[rows]
-        variance[label] = p[label] * np.exp(-loss)
-        np.multiply(g, s, out=grad[rows], casting="same_kind")
-        np.multiply(variance, scale * s, out=hess[rows], casting="same_kind")
-        if least:
-            np.maximum(hess[rows], least, out=hess[rows])
-
-    over_blocks(x.shape, block)

@@ -20,7 +20,7 @@ import numpy as np
 
 from . import _arrays, _options
 from ._arrays import Array
-from ._trainers import class_labels, softmax_gradient_hessian
+from ._trainers import Rows, class_labels, over_blocks
 from .losses import binary_cross_entropy, cross_entropy
 
 __all__ = ["logistic_metric", "logistic_objective", "softmax_metric", "softmax_objective"]
@@ -182,8 +182,18 @@ class _SoftmaxObjective:
         x, labels, weight = _softmax_arguments(*_predictions_first(first, second, sample_weight))
         k = x.shape[1]
         scale = {"exact": 1.0, "xgboost": 2.0, "lightgbm": k / (k - 1)}[self.hessian]
+        least = LEAST[self.hessian]
         grad, hess = np.empty_like(x), np.empty_like(x)
-        softmax_gradient_hessian(x, labels, weight, grad, hess, scale, LEAST[self.hessian])
+
+        def block(rows: Rows) -> None:
+            s, h = None if weight is None else weight[rows], hess[rows]
+            cross_entropy(x[rows], labels[rows], sample_weight=s, reduction="sum", grad_out=grad[rows], hess_out=h)
+            if scale != 1.0:
+                np.multiply(h, scale, out=h)
+            if least:
+                np.maximum(h, least, out=h)
+
+        over_blocks(x.shape, block)
         return grad, hess
 
 

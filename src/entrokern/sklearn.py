@@ -23,7 +23,7 @@ from sklearn.utils.validation import _check_sample_weight
 
 from . import _options, _threads
 from ._arrays import Array
-from ._trainers import BLOCK, Rows, class_labels, over_blocks, softmax_gradient_hessian
+from ._trainers import BLOCK, Rows, class_labels, over_blocks
 from .losses import binary_cross_entropy, cross_entropy, information
 from .primitives import softmax
 
@@ -336,14 +336,6 @@ class _Binomial:
 
 class _Multinomial(_Binomial):
     function = staticmethod(cross_entropy)
-
-    def gradient_hessian(
-        self, y_true: Array, raw_prediction: Array, sample_weight: Any, gradient_out: Array, hessian_out: Array,
-        n_threads: int = 1,
-    ) -> None:  # fmt: skip
-        targets = self._targets(y_true, raw_prediction)
-        with _threads_of(n_threads):
-            softmax_gradient_hessian(raw_prediction, targets, sample_weight, gradient_out, hessian_out)
 
     def gradient_proba(
         self, y_true: Array, raw_prediction: Array, sample_weight: Any, gradient_out: Array, proba_out: Array,
