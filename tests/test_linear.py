@@ -470,7 +470,7 @@ n, k, d = {n}, {k}, 64
 rng = np.random.default_rng(0)
 h, w = rng.standard_normal((n, d), np.float32), rng.standard_normal((k, d), np.float32)
 y, grads = rng.integers(0, k, n), (np.ones_like(h), np.ones_like(w))
-ek.linear_cross_entropy(h[:64], w[:1000], y[:64] % 1000, return_grad=True)  # kernels and threads
+ek.linear_cross_entropy(h[:64], w, y[:64], return_grad=True)  # kernels and threads
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # forget the peak
 before = status("VmRSS")
