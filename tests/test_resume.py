@@ -230,10 +230,10 @@ def test_an_input_that_changes_is_refused(files, complaint, monkeypatch):
 )
 def test_signals_end_it_cleanly(tmp_path, monkeypatch, sent, code, word):
     monkeypatch.chdir(tmp_path)
-    many(200_000)
+    many(1_000_000)
     process = started("--out", "o.npz")
     while not (folder("o.npz") / "journal").exists():
-        time.sleep(0.01)
+        time.sleep(0.001)
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
