@@ -35,6 +35,7 @@ from .log_terms import (
 from .maps import write_block
 from .memory import fence, first_mask, load, load_first, prefetch, store, store_first, vector, width
 from .row_groups import fill, place_of
+from .runs import in_line
 from .simd import any_lane, lanes_sum, where
 from .terms import (
     add_lower,
@@ -245,12 +246,23 @@ def slopes(p, q, w, p_logs, q_logs):
 
 
 @inline
+def without_gaps(geometry, n, k):
+    """Whether rows lie next to each other; those of no array do."""
+    return True if geometry is None else in_line(geometry, n, k)
+
+
+@inline
 def write_slopes(
-    x, x_geometry, y, y_geometry, row, n, k, w, p_logs, q_logs, slope, weights, results, grad_p, p_geometry, grad_q,
-    q_geometry, streaming, line,
+    x, x_geometry, y, y_geometry, row, n, k, w, p_logs, q_logs, slope, weights, results, left, grad_p, p_geometry,
+    grad_q, q_geometry, streaming, line,
 ):  # fmt: skip
-    """The gradients of rows whose classes lie side by side, but for those left to the careful kernel."""
+    """The gradients of rows whose classes lie side by side, but for those `left` to the careful kernel."""
     wide = vector(0.0)
+    if (
+        left == 0 and weights.size == 0 and without_gaps(x_geometry, n, k) and without_gaps(y_geometry, n, k)
+        and without_gaps(p_geometry, n, k) and without_gaps(q_geometry, n, k)
+    ):  # fmt: skip
+        n, k = 1, n * k  # one long row: each number's slope is its own, and short rows fill no vectors
     line_p, line_q = view(line, 0, BLOCK), view(line, BLOCK, BLOCK)
     for r in range(n):
         i, j = row_start(x_geometry, row + r), 0 if y is None else row_start(y_geometry, row + r)
@@ -284,26 +296,27 @@ def tables(
 ):  # fmt: skip
     """Losses and gradients of rows, by `sum_lanes` if there are `squares` for it; returns how many rows are left
     to the careful kernel."""
-    left, step = 0, n
+    total_left, step = 0, n
     if grad_p is not None or grad_q is not None:
         step = max(1, NEAR // k)  # rows that are still in cache when their gradients are written
     for low in range(0, n, step):
         size, row = min(step, n - low), first + low
         losses, row_weights = view(results, low, size), view(weights, low, size if weights.size else 0)
         if squares is None:
-            left += sum_rows(
+            left = sum_rows(
                 x, x_geometry, y, y_geometry, row, size, k, w, p_logs, q_logs, unit, row_weights, zero, losses
             )
         else:
-            left += sum_lanes(
+            left = sum_lanes(
                 x, x_geometry, y, y_geometry, row, size, k, w, p_logs, q_logs, unit, row_weights, zero, squares[0],
                 squares[1], losses,
             )  # fmt: skip
         if grad_p is not None or grad_q is not None:
             write_slopes(
                 x, x_geometry, y, y_geometry, row, size, k, w, p_logs, q_logs, unit * map_scale, row_weights, losses,
-                grad_p, p_geometry, grad_q, q_geometry, streaming, line,
+                left, grad_p, p_geometry, grad_q, q_geometry, streaming, line,
             )  # fmt: skip
+        total_left += left
     if streaming:
         fence()
-    return left
+    return total_left
