@@ -283,8 +283,7 @@ def markdown(result: Result) -> str:
         *(peer_table(result, k) for k in (1000, 10) if any(row["k"] == k for row in result["rows"])),
         scaling_table(result),
         "\n".join(sentence(words) for words in closing(result).split("\n") if words),
-        f"{result['machine']['cpu']}, {result['machine']['threads']} threads; {versions(result)}; load before the "
-        f"run {result['machine']['load']}; {result['date']}.",
+        made_on(result),
     ]
     return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
 
@@ -293,10 +292,30 @@ def sentence(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}.\n"
 
 
-def markdown_summary(result: Result, name: str) -> str:
-    """What README.md shows: the tables, the plots that there are, and the file that they come from."""
-    plots = "".join(f"\n![{path.stem}](docs/images/{path.name})\n" for path in sorted(IMAGES.glob("speed-*.png")))
-    return f"{markdown(result)}{plots}\nFrom [{name}](bench/results/{name}).\n"
+def markdown_page(result: Result, name: str) -> str:
+    """What docs/benchmark.md shows: the tables, the plots that there are, and the file that they come from."""
+    plots = "".join(f"\n![{path.stem}](images/{path.name})\n" for path in sorted(IMAGES.glob("speed-*.png")))
+    return f"{markdown(result)}{plots}\nFrom [{name}](../bench/results/{name}).\n"
+
+
+def markdown_summary(result: Result) -> str:
+    """What README.md shows: at k = 1000, how near the roof we are and how much faster than each peer."""
+    peers = result["peers"]
+    lines = [["float32, k = 1000", "GB/s", "share of the roof", *peers]]
+    for row in result["rows"]:
+        if row["dtype"] == "float32" and (row["k"] == 1000 or row["k"] in ONLY):
+            beside = row["times_faster_than"]
+            ours = [f"{row['bytes_per_second'] / 1e9:.0f}", f"{row['share']:.2f}"]
+            lines.append([row["operation"], *ours, *(f"{ratio(beside[p])}×" if p in beside else "–" for p in peers)])
+    told = (targets_text(result), losses_text(result), first_text(result), small_text(result))
+    words = "\n".join(sentence(text) for part in told for text in part.split("\n") if text)
+    return f"{table(lines)}\n{words}\n{made_on(result)}\n"
+
+
+def made_on(result: Result) -> str:
+    about = result["machine"]
+    load = f"load before the run {about['load']}"
+    return f"{about['cpu']}, {about['threads']} threads; {versions(result)}; {load}; {result['date']}."
 
 
 def main() -> None:

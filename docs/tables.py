@@ -28,7 +28,7 @@ from entrokern.score import OUTPUTS
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # whose `device` brings NumPy arrays to the CUDA backend
-PAGES = (ROOT / "README.md", ROOT / "docs" / "design.md", ROOT / "docs" / "dask.md", ROOT / "docs" / "backends.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("design", "dask", "backends", "benchmark")))
 RESULTS = ROOT / "bench" / "results"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -371,12 +371,18 @@ def file_table() -> str:
 
 
 def speed_table() -> str:
+    """From the newest file of bench/results, in short."""
+    return of_bench("report").markdown_summary(json.loads(newest_result().read_text()))
+
+
+def benchmark_tables() -> str:
     """From the newest file of bench/results, as bench/report.py prints it."""
-    files = sorted(RESULTS.glob("[0-9]*.json"))
-    if not files:
-        return "No result is kept in `bench/results/` yet. `bash ci/bench --full` makes one.\n"
-    report = of_bench("report")
-    return report.markdown_summary(json.loads(files[-1].read_text()), files[-1].name)
+    file = newest_result()
+    return of_bench("report").markdown_page(json.loads(file.read_text()), file.name)
+
+
+def newest_result() -> Path:
+    return sorted(RESULTS.glob("[0-9]*.json"))[-1]
 
 
 def dask_table(name: str) -> str:
@@ -401,6 +407,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "corners": corner_table,
     "files": file_table,
     "speed": speed_table,
+    "benchmark": benchmark_tables,
 }
 
 

@@ -129,12 +129,18 @@ def test_what_follows_from_the_times(result):
 
 
 def test_the_tables_have_every_row(result):
-    text, page = report.text(result), report.markdown_summary(result, "some.json")
+    text, page = report.text(result), report.markdown_page(result, "some.json")
     for row in result["rows"]:
         assert report.line(row, result["peers"]) in text
         assert f"| {report.named(row)} " in page
     assert "limits, median over the rows" in text
     assert "✓" in page or "✗" in page
+
+
+def test_the_short_table_has_the_rows_of_one_length(result):
+    rows = [dict(row, k=1000, share=0.5) for row in result["rows"][:1]]
+    told = report.markdown_summary(result | {"rows": [*rows, dict(rows[0], k=3, operation="another")]})
+    assert f"| {rows[0]['operation']} | " in told and "| 0.50 |" in told and "| another |" not in told
 
 
 def test_slower_peers_and_faster_ones_are_both_told(result):
