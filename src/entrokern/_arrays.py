@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from . import _device, _options
 type_name = "float16, bfloat16, float32, float64 or integers (computed as float64)"
 
 Array = npt.NDArray[Any]
+ArrayLike: TypeAlias = Any
 
 SMALL = 1 << 16  # elements: weights up to this size are converted at the door, larger ones block by block
 

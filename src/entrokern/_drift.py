@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import _report, losses
+from . import _report, divergences
 from ._arrays import Array, is_bfloat16
 from ._intervals import Bins, Counter, Histogram, Survey
-from ._options import unit_of_base
+from ._options import Form, unit_of_base
 from ._requests import Request
 from ._scoring import in_file_of, score_files
 from .files import TABLE, InputError, StoredArray, blocks, open_array, refuse_input, spans, split_name
@@ -35,7 +35,7 @@ class Drift:
     q: str
     of: Literal["columns", "rows"] = "columns"
     measure: Literal["js", "kl"] = "js"
-    form: losses.Form | None = None
+    form: Form | None = None
     bins: int | None = None
     threshold: float | None = None
     warn: float | None = None
@@ -196,7 +196,7 @@ def _divergence(asked: Drift, p: Array, q: Array) -> Array:
     if asked.measure == "kl":
         filled = 0.5 * ((p > 0) | (q > 0))
         p, q = p + filled, q + filled
-    measure = losses.js_divergence if asked.measure == "js" else losses.kl_divergence
+    measure = divergences.js_divergence if asked.measure == "js" else divergences.kl_divergence
     found: Array = measure(p / p.sum(axis=1, keepdims=True), q / q.sum(axis=1, keepdims=True), base=asked.base)
     return found
 

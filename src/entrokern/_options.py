@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
-FORMS = ("logits", "log_probs", "probs")
-REDUCTIONS = ("none", "sum", "mean")
-ON_EMPTY = ("nan", "zero", "raise")
-ESTIMATORS = ("k1", "k2", "k3")
+Form: TypeAlias = Literal["logits", "log_probs", "probs"]
+Reduction: TypeAlias = Literal["none", "sum", "mean"]
+OnEmpty: TypeAlias = Literal["nan", "zero", "raise"]
+Estimator: TypeAlias = Literal["k1", "k2", "k3"]
+FORMS, REDUCTIONS, ON_EMPTY, ESTIMATORS = (get_args(choices) for choices in (Form, Reduction, OnEmpty, Estimator))
 
 
 def choice(name: str, value: Any, allowed: Sequence[Any]) -> Any:

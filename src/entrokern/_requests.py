@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from . import losses
+from . import divergences, entropies, losses
 from ._arrays import Array
 from ._bad_rows import Policy
+from ._options import Form
 from .files import InputError
 from .score import score
 
@@ -22,8 +23,8 @@ class Request:
     x: str
     y: str | None = None
     loss: str | None = None
-    form: losses.Form = "logits"
-    y_form: losses.Form | None = None
+    form: Form = "logits"
+    y_form: Form | None = None
     axis: int = -1
     outputs: tuple[str, ...] = ()
     out: str | None = None
@@ -58,14 +59,14 @@ def _cross_entropy(request: Request, names: tuple[str, ...], x: Array, y: Array)
     order = tuple(name for name in names if name in ("argmax", "rank"))
     columns = {"loss": loss} | (_scored(order, score(x, y, outputs=order, ignore_index=ignore)) if order else {})
     if "entropy" in names:
-        columns["entropy"] = losses.entropy(x, form=request.form, base=request.options.get("base"))
+        columns["entropy"] = entropies.entropy(x, form=request.form, base=request.options.get("base"))
     return columns
 
 
 def _entropy(request: Request, names: tuple[str, ...], x: Array, _: None) -> Columns:
     if request.form == "logits":
         return _scored(names, score(x, outputs=names, **request.options))
-    columns = {"entropy": losses.entropy(x, form=request.form, **request.options)}
+    columns = {"entropy": entropies.entropy(x, form=request.form, **request.options)}
     if "argmax" in names:
         columns |= _scored(("argmax",), score(x, outputs="argmax"))
     return columns
@@ -78,7 +79,7 @@ def _binary(request: Request, _: tuple[str, ...], x: Array, y: Array) -> Columns
 
 
 def _divergence(request: Request, _: tuple[str, ...], x: Array, y: Array) -> Columns:
-    measure = losses.js_divergence if request.loss == "js" else losses.kl_divergence
+    measure = divergences.js_divergence if request.loss == "js" else divergences.kl_divergence
     q_form = request.y_form or request.form
     return {"loss": measure(x, y, p_form=request.form, q_form=q_form, **request.options)}
 

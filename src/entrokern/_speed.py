@@ -15,7 +15,9 @@ from . import _threads
 from ._arrays import Array
 from ._dispatch import use_backend
 from ._report import table
-from .losses import binary_cross_entropy, cross_entropy, entropy, kl_divergence
+from .divergences import kl_divergence
+from .entropies import entropy
+from .losses import binary_cross_entropy, cross_entropy
 
 CLASSES = (10, 100, 1000, 32_000)
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from . import _arrays, losses
+from . import _arrays, divergences, entropies, losses
 from ._report import table
 from ._speed import large_array
 from .score import score
@@ -47,10 +47,10 @@ def information() -> Iterator[str]:
     rows = [["p", "I(p) nats", "I(p) bits"]]
     rows += [
         [f"{a:g}", f"{b:.4f}", f"{c:.4f}"]
-        for a, b, c in zip(p, losses.information(p), losses.information(p, base=2), strict=True)
+        for a, b, c in zip(p, entropies.information(p), entropies.information(p, base=2), strict=True)
     ]
     yield from table(rows)
-    one, a, b, both = (float(v) for v in losses.information(np.array([1.0, 0.5, 0.25, 0.5 * 0.25])))
+    one, a, b, both = (float(v) for v in entropies.information(np.array([1.0, 0.5, 0.25, 0.5 * 0.25])))
     yield ""
     yield f"What is certain says nothing:      I(1) = {one:g}"
     yield f"The rarer, the more it says:       I(0.25) = {b:.4f} > I(0.5) = {a:.4f}"
@@ -60,7 +60,7 @@ def information() -> Iterator[str]:
 def entropy() -> Iterator[str]:
     yield "Entropy: the information to expect, H(P) = -Σ p·log p"
     coins = {"a fair coin": (0.5, 0.5), "a biased coin": (0.9, 0.1), "a certain coin": (1.0, 0.0)}
-    values = losses.entropy(np.array([*coins.values()]))
+    values = entropies.entropy(np.array([*coins.values()]))
     yield from table(
         [["", "P", "H(P)"]] + [[name, f"{p}", f"{h:.4f}"] for (name, p), h in zip(coins.items(), values, strict=True)]
     )
@@ -69,7 +69,7 @@ def entropy() -> Iterator[str]:
 def divergence() -> Iterator[str]:
     yield "KL divergence: what it costs to believe Q where P holds, D(P‖Q) = Σ p·log(p/q)"
     p, q = np.array([0.7, 0.2, 0.1]), np.array([0.5, 0.2, 0.3])
-    exact, back, none = (float(losses.kl_divergence(a, b)) for a, b in ((p, q), (q, p), (p, p)))
+    exact, back, none = (float(divergences.kl_divergence(a, b)) for a, b in ((p, q), (q, p), (p, p)))
     yield f"P = {_row(p)}, Q = {_row(q)}"
     yield f"D(P‖Q) = {exact:.4f}, D(Q‖P) = {back:.4f}, D(P‖P) = {none:g}"
     yield ""
@@ -81,9 +81,9 @@ def divergence() -> Iterator[str]:
     rows = [["n", *names]]
     for n in (100, 1_000, 10_000, 100_000, 1_000_000):
         log_p, log_q = np.log(p[samples[:n]]), np.log(q[samples[:n]])
-        estimates = [losses.kl_estimate(log_p, log_q, estimator=name) for name in names]
+        estimates = [divergences.kl_estimate(log_p, log_q, estimator=name) for name in names]
         rows.append([f"{n:,}", *(f"{float(e):.4f}" for e in estimates)])
-    each = [losses.kl_estimate(np.log(p), np.log(q), estimator=name, reduction="none") for name in names]
+    each = [divergences.kl_estimate(np.log(p), np.log(q), estimator=name, reduction="none") for name in names]
     rows.append(["limit", *(f"{float(np.sum(p * values)):.4f}" for values in each)])
     yield from table(rows)
 
@@ -109,7 +109,7 @@ def identities() -> Iterator[str]:
     yield f"BCE is CE with two classes:  BCE({z}, 1) = {binary:.4f} = CE((0, {z}), 1) = {two:.4f}"
     p, q = np.array([0.7, 0.2, 0.1]), np.array([0.5, 0.2, 0.3])
     cross = float(losses.cross_entropy(q, p, form="probs"))
-    h, d = float(losses.entropy(p)), float(losses.kl_divergence(p, q))
+    h, d = float(entropies.entropy(p)), float(divergences.kl_divergence(p, q))
     yield f"CE is entropy plus KL:       H(P, Q) = {cross:.4f} = H(P) + D(P‖Q) = {h:.4f} + {d:.4f}"
 
 

@@ -11,11 +11,12 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from . import _arrays, _device, _guests, _options, _validate
-from ._arrays import Array
+from ._arrays import Array, ArrayLike
 from ._call import Call, check_targets, one_or_all, raise_empty
 from ._dispatch import library_of
 from ._linear import Layer
-from .losses import ArrayLike, OnEmpty, Reduction, cross_entropy_call
+from ._options import OnEmpty, Reduction
+from .losses import cross_entropy_call
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from . import _arrays, _device, _guests, _merge, _options, _slices, losses
+from . import _arrays, _device, _guests, _merge, _options, _slices, divergences, entropies, losses
 from ._call import Call, raise_empty
 from ._dispatch import library_of
 from ._merge import Array, Statistics, get
+from ._options import Form
 from .reference import times
 from .score import NEEDS_LABELS, Score, output_names
 
@@ -302,9 +303,9 @@ def partial(
     class_start: int = 0,
     quantity: str | None = None,
     outputs: Sequence[str] | str | None = None,
-    form: losses.Form | None = None,
-    p_form: losses.Form | None = None,
-    q_form: losses.Form | None = None,
+    form: Form | None = None,
+    p_form: Form | None = None,
+    q_form: Form | None = None,
     axis: int = -1,
     class_weight: Any = None,
     sample_weight: Any = None,
@@ -478,12 +479,12 @@ def _call_of_distributions(
     if quantity == "entropy":
         if target is not None:
             raise ValueError("quantity='entropy' takes no target; leave it out")
-        job = unwrap(losses.entropy)(x, form=form or "probs", **common)
+        job = unwrap(entropies.entropy)(x, form=form or "probs", **common)
     else:
         if target is None:
             raise ValueError("quantity='kl_divergence' needs the same slice of Q as its second argument")
         forms: dict[str, Any] = {"p_form": p_form or "probs", "q_form": q_form or "probs"}
-        job = unwrap(losses.kl_divergence)(x, target, temperature=temperature, **forms, **common)
+        job = unwrap(divergences.kl_divergence)(x, target, temperature=temperature, **forms, **common)
     call: Call = job.call
     return call
 

@@ -150,7 +150,7 @@ def _warm_cross_entropy(x: Any) -> None:
 
 
 def _warm_entropy(x: Any) -> None:
-    from .losses import entropy
+    from .entropies import entropy
 
     entropy(x, return_grad=True)
     entropy(x)
@@ -159,7 +159,7 @@ def _warm_entropy(x: Any) -> None:
 
 
 def _warm_divergence(x: Any) -> None:
-    from .losses import kl_divergence
+    from .divergences import kl_divergence
 
     kl_divergence(x, x)
     kl_divergence(x, x, return_grad="q")
@@ -174,13 +174,13 @@ def _warm_binary(x: Any) -> None:
 
 
 def _warm_information(x: Any) -> None:
-    from .losses import information
+    from .entropies import information
 
     information(x)
 
 
 def _warm_estimate(x: Any) -> None:
-    from .losses import kl_estimate
+    from .divergences import kl_estimate
 
     kl_estimate(x, x)
 

@@ -24,7 +24,8 @@ from sklearn.utils.validation import _check_sample_weight
 from . import _options, _threads
 from ._arrays import Array
 from ._trainers import BLOCK, Rows, class_labels, over_blocks
-from .losses import binary_cross_entropy, cross_entropy, information
+from .entropies import information
+from .losses import binary_cross_entropy, cross_entropy
 from .primitives import softmax
 
 __all__ = ["HalfBinomialLoss", "HalfMultinomialLoss", "log_loss", "neg_log_loss_scorer"]

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import array_api_compat as compat
 import numpy as np
 
-from . import _arrays, _device, _guests, _options, losses
+from . import _arrays, _device, _guests, _options, divergences, entropies, losses
 from ._arrays import Array
 from ._call import Call, can_be, check_targets, raise_empty
 from ._dispatch import library_of
@@ -24,9 +24,9 @@ Nonfinite: TypeAlias = Literal["apart", "keep", "raise"]
 QUANTITIES: dict[str, Callable[..., Any]] = {
     "cross_entropy": losses.cross_entropy,
     "binary_cross_entropy": losses.binary_cross_entropy,
-    "entropy": losses.entropy,
-    "kl_divergence": losses.kl_divergence,
-    "js_divergence": losses.js_divergence,
+    "entropy": entropies.entropy,
+    "kl_divergence": divergences.kl_divergence,
+    "js_divergence": divergences.js_divergence,
 }
 NONFINITE = ("apart", "keep", "raise")
 FRACTIONS = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)

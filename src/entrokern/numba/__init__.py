@@ -13,12 +13,12 @@ from typing import Any
 
 from numba.extending import overload
 
-from .. import losses, primitives
+from .. import divergences, entropies, losses, primitives
 
 FUNCTIONS: tuple[Callable[..., Any], ...] = (
     losses.cross_entropy,
-    losses.entropy,
-    losses.kl_divergence,
+    entropies.entropy,
+    divergences.kl_divergence,
     primitives.log_softmax,
     primitives.logsumexp,
     primitives.softmax,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import linear, losses
+from .. import divergences, linear, losses
 
 __all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "KLDivLoss"]
 
@@ -106,7 +106,7 @@ class KLDivLoss(torch.nn.KLDivLoss):
             input, target = input.unsqueeze(-1), target.unsqueeze(-1)
         shape = torch.broadcast_shapes(input.shape, target.shape)
         reduction: Any = "mean" if self.reduction == "batchmean" else _reduction(self.reduction)
-        loss: Tensor = losses.kl_divergence(target, input, p_form=form, q_form="log_probs", reduction=reduction)
+        loss: Tensor = divergences.kl_divergence(target, input, p_form=form, q_form="log_probs", reduction=reduction)
         if reduction != "mean":
             return loss
         divisor = input.size(0) if self.reduction == "batchmean" else elements.numel()

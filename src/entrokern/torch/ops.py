@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _options, linear, losses, primitives
+from .. import _options, divergences, entropies, linear, losses, primitives
 from .arrays import arrays_of
 from .gradients import (
     BY_FORMULA,
@@ -174,7 +174,8 @@ class Map(Operator):
 def _operator(name: str) -> Operator:
     if name == "linear_cross_entropy":
         return LayerLoss(linear.linear_cross_entropy)
-    function = getattr(primitives if hasattr(primitives, name) else losses, name)
+    room = next(module for module in (primitives, entropies, divergences, losses) if hasattr(module, name))
+    function = getattr(room, name)
     return Map(function) if name in BY_FORMULA else Loss(function)
 
 
