@@ -1,5 +1,5 @@
-// CUDA C++ on the CPU: included before the source of kernels, it lets g++ compile and run them, one block at a time
-// with one fiber per thread.
+// CUDA C++ on the CPU: included before the source of kernels, it lets g++ compile and run them, one cluster of blocks at
+// a time with one fiber per thread.
 //
 // A fiber runs until it waits: at `__syncthreads`, or at a warp operation until all lanes of its mask are there. Warp
 // by warp, the lanes that can run do so in ascending order of their index, or descending (`cpusim::order`, of blocks
@@ -7,6 +7,11 @@
 // launch with an error text: a barrier that not all threads reach, a warp operation that a lane of its mask does not
 // reach, threads that meet at different lines or with different masks. A thread that has returned is an error only for
 // those that wait for it.
+//
+// The blocks of a cluster take turns, in the same order: each runs until all of its threads wait at the cluster's
+// barrier or have returned. Dynamic shared memory is NaN before a block begins and after it has returned, so that what
+// others write too early, or read too late, is not there. `__shared__` variables are one for all blocks: they hold
+// nothing over a cluster's barrier.
 //
 // Not modelled: blocks that run at the same time, atomicity, memory order, inline PTX (kept behind `__CUDA_ARCH__`).
 #pragma once
@@ -150,7 +155,7 @@ inline void switch_fiber(Fiber &from, Fiber &to) {
 #endif
 }
 
-// --- the block that runs -----------------------------------------------------------------------------------------
+// --- the blocks that run -----------------------------------------------------------------------------------------
 
 enum Operation { SYNCWARP, SHFL, SHFL_XOR, SHFL_DOWN, SHFL_UP, BALLOT, ANY, ALL };
 constexpr const char *operation_names[] = {"__syncwarp",    "__shfl_sync",   "__shfl_xor_sync", "__shfl_down_sync",
@@ -160,6 +165,7 @@ struct Lane {
     Fiber fiber;
     int line;  // of the source, where it waits
     Operation operation;
+    bool cluster;  // whether it waits at the barrier of the cluster
     unsigned mask;
     int source;  // the lane that a shuffle reads
     uint64_t given, answer;
@@ -171,8 +177,19 @@ struct Warp {
     unsigned ready, at_operation, at_barrier;
 };
 
-constexpr unsigned max_threads = 1024;
-inline Warp warps[max_threads / 32];
+constexpr unsigned max_threads = 1024, max_cluster = 8;
+
+struct Block {
+    Warp warps[max_threads / 32];
+    uint3 index;
+    unsigned char *shared;  // its dynamic shared memory
+    bool waits;             // for the other blocks of its cluster
+};
+
+inline Block blocks[max_cluster];
+inline unsigned cluster_size, rank;  // `rank`: of the block that runs
+inline size_t shared_bytes;
+inline Warp *warps;  // of that block, as all below
 inline unsigned warp_count;
 inline Warp *warp;  // of the thread that runs
 inline unsigned lane;
@@ -198,6 +215,8 @@ void fail(const char *format, Values... values) {
 
 inline unsigned thread_index(const Warp &warp, unsigned lane) { return unsigned(&warp - warps) * 32 + lane; }
 
+inline const char *barrier_name(const Lane &self) { return self.cluster ? "the cluster's barrier" : "__syncthreads"; }
+
 struct Text {
     char text[128];
 };
@@ -211,7 +230,7 @@ inline Text whereabouts(const Warp &warp, unsigned lane) {
         snprintf(where.text, sizeof where.text, "thread %u is at %s of mask 0x%08x in line %d", thread,
                  operation_names[self.operation], self.mask, self.line);
     else if (warp.at_barrier & bit)
-        snprintf(where.text, sizeof where.text, "thread %u is at __syncthreads in line %d", thread, self.line);
+        snprintf(where.text, sizeof where.text, "thread %u is at %s in line %d", thread, barrier_name(self), self.line);
     else
         snprintf(where.text, sizeof where.text, "thread %u %s", thread,
                  thread < blockDim.x ? "has returned" : "is not in the block");
@@ -224,8 +243,9 @@ inline unsigned lowest(unsigned bits) { return unsigned(__builtin_ctz(bits)); }
 
 inline void wait() { switch_fiber(warp->lanes[lane].fiber, scheduler); }
 
-inline void barrier(int line) {
+inline void barrier(int line, bool cluster = false) {
     warp->lanes[lane].line = line;
+    warp->lanes[lane].cluster = cluster;
     warp->at_barrier |= 1u << lane;
     wait();
 }
@@ -317,7 +337,21 @@ inline unsigned lanes_of(const Warp &warp) {
     return &warp == warps + warp_count - 1 ? ~0u >> (warp_count * 32 - blockDim.x) : ~0u;
 }
 
-// True when all threads have returned. Otherwise all must be at one barrier, which opens.
+inline void open_barrier() {
+    for (unsigned w = 0; w < warp_count; ++w) {
+        warps[w].ready = warps[w].at_barrier;
+        warps[w].at_barrier = 0;
+    }
+}
+
+// A thread that waits at a barrier, or null.
+inline const Lane *waiting_thread() {
+    for (unsigned w = 0; w < warp_count; ++w)
+        if (warps[w].at_barrier) return &warps[w].lanes[lowest(warps[w].at_barrier)];
+    return nullptr;
+}
+
+// True when all threads have returned, or wait for other blocks. Otherwise all must be at one barrier, which opens.
 inline bool finished() {
     const Warp *waiting = nullptr, *returned = nullptr;
     for (unsigned w = warp_count; w-- > 0;) {
@@ -326,39 +360,100 @@ inline bool finished() {
     }
     if (!waiting) return true;
     const unsigned first = lowest(waiting->at_barrier);
-    const int line = waiting->lanes[first].line;
-    auto stuck = [=](const Warp &warp, unsigned lane) {
-        fail("line %d: thread %u waits at __syncthreads, but %s", line, thread_index(*waiting, first),
+    const Lane &self = waiting->lanes[first];
+    auto stuck = [&](const Warp &warp, unsigned lane) {
+        fail("line %d: thread %u waits at %s, but %s", self.line, thread_index(*waiting, first), barrier_name(self),
              whereabouts(warp, lane).text);
     };
     if (returned) stuck(*returned, lowest(lanes_of(*returned) & ~returned->live));
-    for (unsigned w = 0; w < warp_count; ++w) {
+    for (unsigned w = 0; w < warp_count; ++w)
         for (unsigned rest = warps[w].at_barrier; rest; rest &= rest - 1)
-            if (warps[w].lanes[lowest(rest)].line != line) stuck(warps[w], lowest(rest));
-        warps[w].ready = warps[w].at_barrier;
-        warps[w].at_barrier = 0;
-    }
-    return false;
+            if (warps[w].lanes[lowest(rest)].line != self.line) stuck(warps[w], lowest(rest));
+    blocks[rank].waits = self.cluster;
+    if (!self.cluster) open_barrier();
+    return self.cluster;
 }
 
-inline void run_block() {
+// Unwritten memory shows: it is NaN.
+inline void clear_shared() { memset(blocks[rank].shared, 0xff, shared_bytes + beyond); }
+
+inline void begin_block() {
+    clear_shared();
     for (unsigned w = 0; w < warp_count; ++w) {
         Warp &starting = warps[w];
         starting.live = starting.ready = lanes_of(starting);
         starting.at_operation = starting.at_barrier = 0;
         for (unsigned rest = starting.live; rest; rest &= rest - 1) prepare(starting.lanes[lowest(rest)].fiber);
     }
+}
+
+// Until the block has returned or waits for others.
+inline void run_block() {
+    blocks[rank].waits = false;
     do {
         for (unsigned w = 0; w < warp_count && !error_text[0]; ++w) run_warp(warps[order ? warp_count - 1 - w : w]);
     } while (!error_text[0] && !finished());
+    if (error_text[0] || blocks[rank].waits) return;
+    const unsigned char *shared = blocks[rank].shared;
+    for (size_t b = shared_bytes; b < shared_bytes + beyond; ++b)
+        if (shared[b] != 0xff) fail("byte %zu of the dynamic shared memory is written, of %zu", b, shared_bytes);
+    clear_shared();
+}
+
+inline void choose(unsigned chosen) {
+    rank = chosen;
+    warps = blocks[rank].warps;
+    blockIdx = blocks[rank].index;
+    dynamic_shared = blocks[rank].shared;
+}
+
+// Applies `act` to each block of the cluster, in the order.
+template <class Act>
+void each_block(Act act) {
+    for (unsigned i = 0; i < cluster_size && !error_text[0]; ++i) {
+        choose(order ? cluster_size - 1 - i : i);
+        act();
+    }
+}
+
+// All blocks that wait must wait at one barrier, and none may have returned: it opens. False where none waits.
+inline bool open_cluster() {
+    const Lane *first = nullptr;
+    unsigned of = 0;
+    each_block([&] {
+        if (const Lane *self = waiting_thread(); self && !first) first = self, of = rank;
+    });
+    if (!first) return false;
+    each_block([&] {
+        const Lane *self = waiting_thread();
+        if (!self)
+            fail("line %d: block %u of the cluster waits at its barrier, but block %u has returned", first->line, of,
+                 rank);
+        else if (self->line != first->line)
+            fail("line %d: block %u of the cluster waits at its barrier, but block %u is at that in line %d",
+                 first->line, of, rank, self->line);
+        open_barrier();
+    });
+    return true;
+}
+
+inline void run_cluster() {
+    bool begun = false;
+    do {
+        each_block([&] {
+            if (!begun) begin_block();
+            run_block();
+        });
+        begun = true;
+    } while (!error_text[0] && open_cluster());
 }
 
 // --- launching ---------------------------------------------------------------------------------------------------
 
 // Stacks are kept for the next launch. Their tops lie in different cache sets, of which a plain stride has only one.
 inline bool allocate_stacks(unsigned threads) {
-    static unsigned allocated = 0;
-    for (; allocated < threads; ++allocated) {
+    static unsigned allocated_of[max_cluster];
+    for (unsigned &allocated = allocated_of[rank]; allocated < threads; ++allocated) {
         void *memory = mmap(nullptr, guard_bytes + stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
                             -1, 0);
         if (memory == MAP_FAILED || mprotect(memory, guard_bytes, PROT_NONE)) return false;
@@ -369,40 +464,48 @@ inline bool allocate_stacks(unsigned threads) {
     return true;
 }
 
-inline const char *launch_blocks(dim3 grid, unsigned threads, size_t shared_bytes) {
-    const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
-    if (blocks == 0) return "the grid has no block";
+inline const char *launch_blocks(dim3 grid, unsigned threads, size_t bytes, unsigned cluster) {
+    const uint64_t count = uint64_t(grid.x) * grid.y * grid.z;
+    if (count == 0) return "the grid has no block";
     if (threads == 0 || threads > max_threads) return "a block has 1 to 1024 threads";
-    if (!allocate_stacks(threads)) return "no memory for the stacks of the threads";
+    if (cluster == 0 || cluster > max_cluster) return "a cluster has 1 to 8 blocks";
+    if (grid.x % cluster != 0) return "the grid is cut by its last cluster";
     error_text[0] = 0;
     gridDim = grid;
     blockDim = dim3(threads);
     warp_count = (threads + 31) / 32;
-    unsigned char *shared = static_cast<unsigned char *>(malloc(shared_bytes + beyond));
-    dynamic_shared = shared;
-    for (uint64_t i = 0; i < blocks && !error_text[0]; ++i) {
-        const uint64_t index = order ? blocks - 1 - i : i;
-        blockIdx = {unsigned(index % grid.x), unsigned(index / grid.x % grid.y), unsigned(index / grid.x / grid.y)};
-        memset(shared, 0xff, shared_bytes + beyond);  // NaN: unwritten memory shows
-        run_block();
-        for (size_t b = shared_bytes; b < shared_bytes + beyond; ++b)
-            if (shared[b] != 0xff) fail("byte %zu of the dynamic shared memory is written, of %zu", b, shared_bytes);
+    cluster_size = cluster;
+    shared_bytes = bytes;
+    each_block([&] {
+        blocks[rank].shared = static_cast<unsigned char *>(malloc(bytes + beyond));
+        if (!allocate_stacks(threads)) fail("no memory for the stacks of the threads");
+    });
+    for (uint64_t i = 0; i < count && !error_text[0]; i += cluster) {
+        const uint64_t first = order ? count - cluster - i : i;
+        for (unsigned b = 0; b < cluster; ++b) {
+            const uint64_t index = first + b;
+            blocks[b].index = {unsigned(index % grid.x), unsigned(index / grid.x % grid.y),
+                               unsigned(index / grid.x / grid.y)};
+        }
+        run_cluster();
     }
-    free(shared);
+    for (unsigned b = 0; b < cluster; ++b) {
+        free(blocks[b].shared);
 #ifdef __SANITIZE_ADDRESS__
-    if (error_text[0])  // the fibers left behind did not clean up their frames
-        for (unsigned t = 0; t < threads; ++t)
-            __asan_unpoison_memory_region(warps[t / 32].lanes[t % 32].fiber.stack, stack_bytes);
+        if (error_text[0])  // the fibers left behind did not clean up their frames
+            for (unsigned t = 0; t < threads; ++t)
+                __asan_unpoison_memory_region(blocks[b].warps[t / 32].lanes[t % 32].fiber.stack, stack_bytes);
 #endif
+    }
     return error_text[0] ? error_text : nullptr;
 }
 
 // Runs `body()` once per thread; the error text, or null.
 template <class Body>
-const char *launch(dim3 grid, unsigned threads, size_t shared_bytes, Body kernel) {
+const char *launch(dim3 grid, unsigned threads, size_t shared_bytes, unsigned cluster, Body kernel) {
     body = &kernel;
     run_body = [](void *body) { (*static_cast<Body *>(body))(); };
-    return launch_blocks(grid, threads, shared_bytes);
+    return launch_blocks(grid, threads, shared_bytes, cluster);
 }
 
 template <class To, class From>
@@ -479,6 +582,25 @@ inline int __any_sync(unsigned mask, int predicate, int line = __builtin_LINE())
 
 inline int __all_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
     return cpusim::meet(cpusim::ALL, mask, predicate != 0, cpusim::lane, line) == mask;
+}
+
+// --- clusters: what the kernels have of PTX ----------------------------------------------------------------------
+
+inline int cluster_size() { return int(cpusim::cluster_size); }
+inline int cluster_rank() { return int(cpusim::rank); }
+inline void cluster_barrier(int line = __builtin_LINE()) { cpusim::barrier(line, true); }
+
+template <class T>
+T *in_block(T *mine, int rank, int line = __builtin_LINE()) {
+    const size_t offset = reinterpret_cast<unsigned char *>(mine) - cpusim::blocks[cpusim::rank].shared;
+    if (offset >= cpusim::shared_bytes)
+        cpusim::fail("line %d: thread %u looks for what is not in dynamic shared memory", line, threadIdx.x);
+    else if (rank < 0 || rank >= cluster_size())
+        cpusim::fail("line %d: thread %u looks for block %d of %d", line, threadIdx.x, rank, cluster_size());
+    else
+        return reinterpret_cast<T *>(cpusim::blocks[rank].shared + offset);
+    cpusim::wait();  // for ever
+    return mine;
 }
 
 // --- memory ------------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ def reset() -> None:
     allocations.clear()
     launched_on.clear()
     shim.launches.clear()
+    shim.clusters.clear()
 
 
 def _synchronise() -> None:
@@ -844,10 +845,10 @@ _FUNCTIONS.update(
 class RawKernel:
     """A kernel of `entrokern.cuda.sources`; its attributes are per device, as on devices."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, cluster: int = 1) -> None:
         from entrokern.cuda import sources
 
-        self.name = name
+        self.name, self.cluster = name, cluster
         self.max_threads_per_block = sources.KERNELS[name].threads
         self._dynamic_shared: dict[int, int] = {}
 
@@ -870,6 +871,10 @@ class RawKernel:
             raise CUDADriverError(f"CUDA_ERROR_INVALID_VALUE: grid {grid}")
         if not 1 <= threads[0] <= self.max_threads_per_block or threads[1:] != (1, 1):
             raise CUDADriverError(f"CUDA_ERROR_INVALID_VALUE: block {block}, at most ({self.max_threads_per_block},)")
+        if self.cluster > 1 and ATTRIBUTES["ComputeCapabilityMajor"] < 9:
+            raise CUDADriverError("CUDA_ERROR_INVALID_CLUSTER_SIZE: a device without clusters")
+        if blocks[0] % self.cluster:
+            raise CUDADriverError(f"CUDA_ERROR_INVALID_VALUE: grid {grid} in clusters of {self.cluster} blocks")
         if shared_mem > self.max_dynamic_shared_size_bytes:
             limit = self.max_dynamic_shared_size_bytes
             raise CUDADriverError(f"CUDA_ERROR_INVALID_VALUE: {shared_mem} bytes of shared memory, at most {limit}")
@@ -879,7 +884,7 @@ class RawKernel:
         if arguments.dtype.names is not None:  # which CuPy takes
             raise TypeError("to describe the fields of a structure takes CuPy 25 µs in each launch: pass bytes")
         launched_on.append(_device())
-        shim.launch(self.name, blocks, threads[0], shared_mem, arguments)
+        shim.launch(self.name, blocks, threads[0], shared_mem, arguments, cluster=self.cluster)
 
 
 class RawModule:
@@ -894,9 +899,11 @@ class RawModule:
         pass
 
     def get_function(self, name: str) -> RawKernel:
-        if not re.search(rf'extern "C" __global__ [^;{{]*\b{name}\(', self.code):
+        entry = re.search(rf'extern "C" __global__ [^;{{]*\b{name}\(', self.code)
+        if entry is None:
             raise CUDADriverError("CUDA_ERROR_NOT_FOUND: named symbol not found")
-        return RawKernel(name)
+        together = re.search(r"__cluster_dims__\((\d+)\)", entry[0])
+        return RawKernel(name, int(together[1]) if together else 1)
 
 
 # --- in the place of cupy ------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefin
 
 order = 0  # of the lanes and warps of a block: 0 ascending, 1 descending
 launches: list[str] = []  # names of the kernels launched
+clusters: list[int] = []  # and how many blocks of each ran together
 
 _one_at_a_time = threading.Lock()  # the shim's state is global
 
@@ -52,8 +53,10 @@ class Library(ctypes.CDLL):
         shared_bytes: int,
         arguments: Any,
         order: int | None = None,
+        cluster: int = 1,
     ) -> None:
-        """Run `grid` blocks of the kernel `name`; `arguments` is its struct: a structured array, or bytes."""
+        """Run `grid` blocks of the kernel `name`, `cluster` of them at a time; `arguments` is its struct: a structured
+        array, or bytes."""
         struct = np.frombuffer(arguments, np.uint8)
         expected = ctypes.c_size_t.in_dll(self, "arguments_bytes").value
         if struct.size != expected:
@@ -63,12 +66,14 @@ class Library(ctypes.CDLL):
         blocks = (ctypes.c_uint * 3)(*grid, *(1,) * (3 - len(grid)))
         with _one_at_a_time:
             launches.append(name)
+            clusters.append(cluster)
             error = entry(
                 blocks,
                 ctypes.c_uint(threads),
                 ctypes.c_size_t(shared_bytes),
                 ctypes.c_void_p(struct.ctypes.data),
                 ctypes.c_int(_order() if order is None else order),
+                ctypes.c_uint(cluster),
             )
         if error is not None:
             raise ShimError(f"{name}: {error.decode()}")
@@ -89,10 +94,10 @@ def compiled(text: str, kernels: Iterable[str], sanitize: bool | None = None, na
     unit.append("EXPORTED const size_t arguments_bytes; const size_t arguments_bytes = sizeof(Arguments);")
     unit.extend(
         f"EXPORTED const char *launch_{kernel}(const unsigned grid[3], unsigned threads, size_t shared_bytes,"
-        " const Arguments *a, int order) {"
+        " const Arguments *a, int order, unsigned cluster) {"
         f" void (*kernel)(Arguments) = ::{kernel};"
         " cpusim::order = order;"
-        " return cpusim::launch(dim3(grid[0], grid[1], grid[2]), threads, shared_bytes, [=] { kernel(*a); });"
+        " return cpusim::launch(dim3(grid[0], grid[1], grid[2]), threads, shared_bytes, cluster, [=] { kernel(*a); });"
         " }"
         for kernel in kernels
     )
@@ -140,11 +145,12 @@ def launch(
     shared_bytes: int,
     arguments: Any,
     order: int | None = None,
+    cluster: int = 1,
 ) -> None:
     """Run a kernel of `entrokern.cuda.sources`."""
     from entrokern.cuda import sources
 
-    library(sources.KERNELS[name].family).launch(name, grid, threads, shared_bytes, arguments, order)
+    library(sources.KERNELS[name].family).launch(name, grid, threads, shared_bytes, arguments, order, cluster)
 
 
 # --- the compiler and where its results are ----------------------------------------------------------

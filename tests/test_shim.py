@@ -126,6 +126,58 @@ extern "C" __global__ void reverse(const Arguments a) {
     a.out[last + 1 + t] = buffer[last - t].x;
 }
 
+// Σ of a number of each block of a cluster, which writes it to all. The first barrier is for those that have not begun,
+// or not read the row before; the second for the numbers.
+template <int PLANTED>
+__device__ void cluster_sum(const Arguments &a) {
+    DYNAMIC_SHARED(dynamic);
+    float *numbers = (float *)dynamic;
+    const int t = threadIdx.x, size = cluster_size(), rank = cluster_rank();
+    for (int row = blockIdx.x / size; row < a.n; row += gridDim.x / size) {
+        if (PLANTED != 1) cluster_barrier();
+        if (t < size) in_block(numbers, t)[rank] = a.x[row * size + rank];
+        if (PLANTED != 2) cluster_barrier();
+        float sum = 0;
+        for (int r = 0; r < size; ++r) sum += numbers[r];
+        if (t == 0) a.out[row * size + rank] = sum;
+    }
+}
+extern "C" __global__ void cluster_sums(const Arguments a) { cluster_sum<0>(a); }
+extern "C" __global__ void no_first_barrier(const Arguments a) { cluster_sum<1>(a); }
+extern "C" __global__ void no_second_barrier(const Arguments a) { cluster_sum<2>(a); }
+
+// What a block reads of another may be gone: it lacks a last barrier.
+extern "C" __global__ void late_read(const Arguments a) {
+    DYNAMIC_SHARED(dynamic);
+    float *number = (float *)dynamic;
+    *number = 1;
+    cluster_barrier();
+    a.out[blockIdx.x] = *in_block(number, 1 - cluster_rank());
+}
+extern "C" __global__ void lone_thread(const Arguments a) {
+    if (threadIdx.x < 40) cluster_barrier();
+}
+extern "C" __global__ void lone_block(const Arguments a) {
+    if (cluster_rank() == 0) cluster_barrier();
+}
+extern "C" __global__ void two_cluster_barriers(const Arguments a) {
+    if (cluster_rank() == 0)
+        cluster_barrier();
+    else
+        cluster_barrier();
+}
+extern "C" __global__ void barriers_of_two_kinds(const Arguments a) {
+    if (threadIdx.x < 40)
+        cluster_barrier();
+    else
+        __syncthreads();
+}
+extern "C" __global__ void no_such_block(const Arguments a) {
+    DYNAMIC_SHARED(dynamic);
+    in_block(dynamic, cluster_size());
+}
+extern "C" __global__ void not_shared(const Arguments a) { in_block(a.out, 0); }
+
 // 4 numbers at once
 extern "C" __global__ void wide_copy(const Arguments a) {
     const uint4 v = __ldg(reinterpret_cast<const uint4 *>(a.x + a.offset) + threadIdx.x);
@@ -146,7 +198,9 @@ extern "C" __global__ void arithmetic(const Arguments a) {
 NAMES = (
     *("right_sum", "no_barrier", "divergent_barrier", "two_barriers", "divergent_shuffle", "two_shuffles"),
     *("shuffle_or_barrier", "differing_masks", "foreign_mask", "outside_of_mask", "groups", "exchanges"),
-    *("approximations", "reverse", "wide_copy", "arithmetic"),
+    *("approximations", "reverse", "wide_copy", "arithmetic", "cluster_sums", "no_first_barrier", "no_second_barrier"),
+    *("late_read", "lone_thread", "lone_block", "two_cluster_barriers", "barriers_of_two_kinds", "no_such_block"),
+    "not_shared",
 )
 ARGUMENTS = np.dtype([("x", "u8"), ("out", "u8"), ("n", "i4"), ("offset", "i4")])
 
@@ -165,10 +219,10 @@ def order(request: pytest.FixtureRequest) -> int:
 
 def run(
     library: shim.Library, name: str, x: Array, out: Array, threads: int, order: int = 0, grid: tuple[int, ...] = (1,),
-    shared: int = 0, n: int = 0, offset: int = 0,
+    shared: int = 0, n: int = 0, offset: int = 0, cluster: int = 1,
 ) -> None:  # fmt: skip
     arguments = np.array((x.ctypes.data, out.ctypes.data, n, offset), ARGUMENTS)
-    library.launch(name, grid, threads, shared, arguments, order)
+    library.launch(name, grid, threads, shared, arguments, order, cluster)
 
 
 def result(library: shim.Library, name: str, threads: int, order: int, x: Array | None = None, **more: Any) -> Array:
@@ -216,6 +270,20 @@ def test_dynamic_shared_memory(library: shim.Library, order: int) -> None:
     out = result(library, "reverse", 96, order, shared=96 * 16)
     assert np.isnan(out[:96]).all()  # not written yet
     assert out[96:192].tolist() == list(range(95, -1, -1))
+
+
+def cluster_sums(library: shim.Library, name: str, order: int, cluster: int, rows: int, at_once: int) -> Array:
+    """What each block of a cluster makes of each row of integers, less their sum."""
+    x = np.random.default_rng(0).integers(0, 9, (rows, cluster)).astype(np.float32)
+    out = np.full((rows, cluster), np.nan, np.float32)
+    run(library, name, x, out, 64, order, (at_once * cluster,), 4 * cluster, n=rows, cluster=cluster)
+    return out - x.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("cluster", [1, 2, 4, 8])
+def test_blocks_of_a_cluster_write_to_each_other(library: shim.Library, order: int, cluster: int) -> None:
+    for at_once in (1, 2, 5):
+        assert not cluster_sums(library, "cluster_sums", order, cluster, 5, at_once).any()
 
 
 def test_functions_of_cuda(library: shim.Library) -> None:
@@ -332,6 +400,30 @@ def test_a_missing_barrier_gives_a_wrong_result_in_one_order(library: shim.Libra
     assert sorted(wrong) == [False, True]
 
 
+def test_a_missing_barrier_of_a_cluster_shows(library: shim.Library, order: int) -> None:
+    for name, rows, at_once in (("no_first_barrier", 3, 3), ("no_first_barrier", 3, 1), ("no_second_barrier", 1, 1)):
+        wrong = cluster_sums(library, name, order, 4, rows, at_once)
+        assert (wrong != 0).any() and np.isnan(wrong).any() == (at_once == rows), name
+    assert np.isnan(result(library, "late_read", 32, order, grid=(2,), shared=4, cluster=2)[:2]).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("lone_thread", "thread 0 waits at the cluster's barrier, but thread 40 has returned"),
+        ("lone_block", "block 0 of the cluster waits at its barrier, but block 1 has returned"),
+        ("two_cluster_barriers", r"block \d of the cluster waits at its barrier, but block \d is at that in line"),
+        ("barriers_of_two_kinds", "waits at the cluster's barrier, but thread 40 is at __syncthreads in line"),
+        ("no_such_block", "looks for block 2 of 2"),
+        ("not_shared", "thread 0 looks for what is not in dynamic shared memory|thread 63 looks for what"),
+    ],
+)
+def test_divergence_of_a_cluster_is_reported(library: shim.Library, order: int, name: str, says: str) -> None:
+    with pytest.raises(shim.ShimError, match=says):
+        result(library, name, 64, order, grid=(4,), shared=16, cluster=2)
+    assert not cluster_sums(library, "cluster_sums", order, 2, 3, 2).any()  # the next launch starts afresh
+
+
 def test_an_overrun_of_shared_memory_is_reported(library: shim.Library, order: int) -> None:
     with pytest.raises(shim.ShimError, match="byte 1024 of the dynamic shared memory is written, of 1024"):
         result(library, "reverse", 64, order, shared=1024, offset=1)
@@ -342,6 +434,9 @@ def test_a_launch_is_checked(library: shim.Library) -> None:
         library.launch("groups", (1,), 1025, 0, np.zeros(1, ARGUMENTS))
     with pytest.raises(shim.ShimError, match="has no block"):
         library.launch("groups", (1, 0), 32, 0, np.zeros(1, ARGUMENTS))
+    for cluster, blocks, says in ((9, 9, "1 to 8 blocks"), (0, 1, "1 to 8 blocks"), (4, 6, "cut by its last cluster")):
+        with pytest.raises(shim.ShimError, match=says):
+            library.launch("groups", (blocks,), 32, 0, np.zeros(1, ARGUMENTS), cluster=cluster)
     with pytest.raises(shim.ShimError, match="the arguments have 48 bytes, its `struct Arguments` 24"):
         library.launch("groups", (1,), 32, 0, np.zeros(2, ARGUMENTS))
 
