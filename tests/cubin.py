@@ -185,6 +185,16 @@ def read(cubin: bytes, name: str) -> Code:
     return Code(*map(int, used.groups()), *blocks(listing))
 
 
+def cluster_of(cubin: bytes) -> int:
+    """How many blocks of the one kernel of a cubin run together."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        listing = run("cuobjdump", "-elf", path)
+    found = re.search(r"EIATTR_CTA_PER_CLUSTER\s+Format:\s+\S+\s+Value:\s+0x(\w+) 0x1 0x1\b", listing)
+    return int(found[1], 16) if found else 1
+
+
 def run(name: str, *arguments: Any) -> str:
     found = tool(name)
     assert found, missing()

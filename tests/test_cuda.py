@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from cuda_cases import SHARED, TABLE, in_place, spoil
 from device import to_device, to_host
 from entrokern import _arrays
 from entrokern.cuda import launch, quantities, sources
+from entrokern.cuda.sources import BYTES_OF_A_BLOCK, cluster_size
 from entrokern.cuda.structures import dtype_of
 from entrokern.primitives import softmax  # as it is: `device` wraps the public one
 
@@ -120,8 +122,8 @@ def test_a_row_has_its_own_bits(monkeypatch: pytest.MonkeyPatch, dtype: str, k: 
     """Whatever comes with it, wherever it is, and however its work is shared."""
     args, options = prepared(LOSS_AND_GRADIENT, N, k, dtype)
     want = results_of(LOSS_AND_GRADIENT, args, options)
-    for few, order in ((quantities.FEW_ROWS, 0), (0, 1)):
-        monkeypatch.setattr(quantities, "FEW_ROWS", few)
+    for few, order in ((quantities.FEW_BLOCKS, 0), (0, 1)):
+        monkeypatch.setattr(quantities, "FEW_BLOCKS", few)
         monkeypatch.setattr(shim, "order", order)
         for rows in PARTS:
             with afresh():
@@ -152,6 +154,90 @@ def test_bits_are_the_same_again_and_in_any_order(monkeypatch: pytest.MonkeyPatc
         assert_same(results_of(case, args, options), want, "again")
         monkeypatch.setattr(shim, "order", 1 - shim.order)
         assert_same(results_of(case, args, options), want, "the other order")
+
+
+# --- clusters: blocks that share a row -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+def test_as_few_blocks_share_a_row_as_keep_it_in_cache(itemsize: int) -> None:
+    for k in (1, 16_384, 16_385, 24_577, 50_000, 131_072, 262_144, 10**7):
+        size, segments = cluster_size(k, itemsize), -(-k // sources.SEGMENT)
+        assert size in (1, 2, 4, 8) and size <= segments
+        assert k * itemsize <= size * BYTES_OF_A_BLOCK or size == 8 or 2 * size > segments
+        assert size == 1 or k * itemsize > size // 2 * BYTES_OF_A_BLOCK
+
+
+def backwards(values: Host) -> Any:
+    return to_device(values[..., ::-1].copy())[..., ::-1]
+
+
+def late(values: Host) -> Any:
+    """Rows that begin where no vector does, with gaps between them."""
+    k = values.shape[-1]
+    return to_device(np.pad(values, ((0, 0), (1, 2))))[:, 1 : k + 1]
+
+
+def apart(values: Host) -> Any:
+    return to_device(np.asfortranarray(values))
+
+
+OF_ROWS = {("logits",), ("logits", "labels"), ("logits", "some ignored")}
+
+
+@stand_in
+@pytest.mark.parametrize(
+    "case", [c for c in SHARED if c.operands in OF_ROWS and in_place(c, [0])], ids=lambda c: c.name
+)
+def test_a_row_that_blocks_share_has_its_own_bits(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
+    """Those that it has on a device without clusters: wherever it lies, in place, and after other rows."""
+    turn, n, k = SHARED.index(case), 3, 50_001
+    monkeypatch.setattr(quantities, "FEW_BLOCKS", 0)
+
+    def results(written: bool = False) -> Results:
+        there = [layout(args[0].copy()), *map(given, args[1:])]
+        fake_cupy.reset()
+        with afresh():
+            got = call(case.function, there, options | (in_place(case, there) if written else {}))
+        twice_read = any(re.match("softmax.*_(maps|distributions)$", name) for name in shim.launches)
+        together = fake_cupy.ATTRIBUTES["ComputeCapabilityMajor"] >= 9 and twice_read
+        assert max(shim.clusters) == (cluster_size(k, args[0].itemsize) if together else 1)
+        return got
+
+    for i, layout in enumerate(((late, apart), (to_device, backwards))[turn % 2]):
+        args, options = operands(case, n, k, list(FLOATS)[(turn // 2 + i) % 4], KINDS[turn % len(KINDS)])
+        spoil(case, args)
+        options = {name: given(value) for name, value in options.items()}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(fake_cupy.ATTRIBUTES, "ComputeCapabilityMajor", 8)
+            want = results()
+        assert_same(results(), want, layout.__name__)
+        assert_same(results(written=True), want, f"{layout.__name__}, in place")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(launch, "MOST_BLOCKS", 8)
+            assert_same(results(), want, f"{layout.__name__}, one after another")
+
+
+@stand_in
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_missing_barrier_of_a_cluster_is_seen(monkeypatch: pytest.MonkeyPatch, missing: int) -> None:
+    name, barrier = "softmax_float32_maps", "if (shared) cluster_barrier();"
+    text = sources.source([sources.KERNELS[name]])
+    parts = text.split(barrier)
+    assert len(parts) == 3
+    x, y = to_device(logits(2, 40_000)), to_device(labels(2, 40_000))
+    monkeypatch.setattr(quantities, "FEW_BLOCKS", 0)
+
+    def gradient() -> Host:
+        return to_host(ek.cross_entropy(x, y, reduction="none", return_grad=True)[1])
+
+    want = gradient()
+    text = barrier.join(parts[: missing + 1]) + barrier.join(parts[missing + 1 :])
+    planted = shim.compiled(text, [name], name="planted")
+    monkeypatch.setattr(shim, "library", lambda family: planted)
+    for order in (0, 1):
+        monkeypatch.setattr(shim, "order", order)
+        assert (gradient() != want).any()
 
 
 # --- nothing waits, little is allocated, every kernel is used --------------------------------------------
@@ -524,7 +610,7 @@ def test_arrays_of_two_devices_are_refused(what: str) -> None:
 def test_labels_out_of_range_make_their_rows_nan(
     monkeypatch: pytest.MonkeyPatch, dtype: str, k: int, few: bool
 ) -> None:
-    monkeypatch.setattr(quantities, "FEW_ROWS", 100 if few else 0)
+    monkeypatch.setattr(quantities, "FEW_BLOCKS", 100 if few else 0)
     n, rows = 8, [1, 4, 7]
     x, y = to_device(logits(n, k, FLOATS[dtype])), labels(n, k)
     spoilt = y.copy()

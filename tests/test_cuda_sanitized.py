@@ -22,7 +22,7 @@ import fake_cupy
 import shim
 from cases import FLOATS, Case, call, operands
 from cuda_cases import SHARED, TABLE, in_place, spoil
-from entrokern.cuda import sources
+from entrokern.cuda import quantities, sources
 
 Host = np.ndarray[Any, Any]
 
@@ -93,10 +93,11 @@ class Run(NamedTuple):
     dtype: str
     turn: int
     order: int  # of the shim
+    few: int = 0  # blocks, for which long rows are cut into parts
 
 
-def run(case: Case, n: int, k: int, dtype: str, turn: int, order: int) -> None:
-    shim.order = order
+def run(case: Case, n: int, k: int, dtype: str, turn: int, order: int, few: int) -> None:
+    shim.order, quantities.FEW_BLOCKS = order, few
     layout = LAYOUTS[turn % len(LAYOUTS)]
     args, options = operands(case, n, k, dtype, KINDS[turn % len(KINDS)])
     spoil(case, args)
@@ -125,7 +126,11 @@ def runs_of(case: Case) -> list[Run]:
 
 
 def long_runs_of(case: Case) -> list[Run]:
-    return [Run(case, 1 + turn, LONG, dtype, turn, turn) for dtype, turn in itertools.product(FLOATS, (0, 1))]
+    """Cut into parts, and shared by blocks."""
+    return [
+        Run(case, 1 + turn, LONG, dtype, turn, turn, few)
+        for dtype, turn, few in itertools.product(FLOATS, (0, 1), (0, quantities.FEW_BLOCKS))
+    ]
 
 
 def main(what: str) -> None:
@@ -147,7 +152,8 @@ def main(what: str) -> None:
         run(*one)
     kernels = sorted({*shim.launches})
     families = sorted({sources.KERNELS[name].family for name in kernels})
-    sys.stdout.write(json.dumps({"runs": len(runs), "kernels": kernels, "families": families}) + "\n")
+    found = {"runs": len(runs), "kernels": kernels, "families": families, "clusters": sorted({*shim.clusters})}
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 # Of the last row's last 16 bytes, the last 4 are not there.
@@ -176,6 +182,7 @@ def test_the_table() -> None:
     found = succeeded("some")
     assert found["runs"] == SAMPLE * len(TABLE) + len(SHARED)
     assert found["families"] == sorted(sources.FAMILIES)
+    assert found["clusters"] == [1, 2, 4]
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def is_double(kernel: Kernel) -> bool:
 # flight for a thread they have 32 KiB on the way, and an H100 is busy with 18 (3.35 TB/s for some 0.7 µs, shared by
 # 132 multiprocessors).
 REGISTERS = {
-    "softmax_float64.*": 216,
+    "softmax_float64.*": 224,
     "binary_.*_maps": 160,
     "totals_.*": 96,
     ".*": 128,
@@ -145,6 +145,17 @@ def test_other_architectures(architecture: int, name: str) -> None:
     if architecture not in cubin.architectures():
         pytest.skip(f"this NVRTC does not know sm_{architecture}")
     assert cubin.binary(name, architecture)[:4] == b"\x7fELF"
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_clusters(size: int) -> None:
+    """A launch like any other is one of clusters if the kernel says so; but for that its code is the same."""
+    kernel = KERNELS["softmax_float32_distributions"]
+    binary = cubin.compiled(source([kernel], size))
+    assert cubin.cluster_of(binary) == size
+    code = cubin.read(binary, kernel.name)
+    assert not faults(kernel, code)
+    assert code.count("UCGABAR_ARV") == code.count("UCGABAR_WAIT") == 2
 
 
 @pytest.mark.parametrize(("what", "name"), [(what, name) for what, names in KNOWN.items() for name in names])

@@ -43,11 +43,11 @@ class Execution:
         self.losses: Any = None
         self.counts: Any = None  # which rows of summed elements count
 
-    def launch(self, name: str, blocks: int, record: Any) -> None:
-        """Run a kernel on CuPy's current stream."""
-        one = Launch(name, grid_of(blocks), record.view(np.uint64).copy())
+    def launch(self, name: str, blocks: int, record: Any, cluster: int = 1, shared: int = 0) -> None:
+        """Run a kernel on CuPy's current stream: `blocks` in all, `cluster` of them together."""
+        one = Launch(name, grid_of(blocks, cluster), record.view(np.uint64).copy(), cluster, shared)
         self._launches.append(one)
-        launch(function(name), one.blocks, one.words)
+        launch(function(name, cluster), one.blocks, shared, one.words)
 
     def finish(self) -> None:
         """Bring to its place what kernels could not write in place; if there is nothing, remember the launches."""

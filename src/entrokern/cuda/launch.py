@@ -17,16 +17,19 @@ NO_COMPILER = (
 )
 MOST_BLOCKS = 2**31 - 1
 
-_functions: dict[tuple[int, str], Any] = {}
+SHARED_BYTES = 48 << 10  # of a block's shared memory, without being asked for
+CLUSTERS_FROM = 90  # compute capability, in tenths
+
+_functions: dict[tuple[int, str, int], Any] = {}
 
 
-def function(name: str) -> Any:
-    """The kernel of this name on the current device, compiled at first use."""
-    key = cupy.cuda.Device().id, name
+def function(name: str, cluster: int = 1) -> Any:
+    """The kernel of this name on the current device, in clusters of so many blocks, compiled at first use."""
+    key = cupy.cuda.Device().id, name, cluster
     found = _functions.get(key)
     if found is None:
         try:
-            found = cupy.RawModule(code=source([KERNELS[name]]), options=OPTIONS).get_function(name)
+            found = cupy.RawModule(code=source([KERNELS[name]], cluster), options=OPTIONS).get_function(name)
         except (ImportError, RuntimeError) as error:
             if "nvrtc" in f"{type(error).__name__} {error}".lower() and "Compile" not in type(error).__name__:
                 raise RuntimeError(NO_COMPILER) from error
@@ -35,18 +38,23 @@ def function(name: str) -> Any:
     return found
 
 
-def grid_of(blocks: int) -> int:
-    """As many blocks as there may be; kernels walk on to what lies beyond."""
-    return min(max(blocks, 1), MOST_BLOCKS)
+def has_clusters() -> bool:
+    """Whether blocks can share a row on the current device."""
+    return int(cupy.cuda.Device().compute_capability) >= CLUSTERS_FROM
 
 
-def launch(function: Any, blocks: int, words: np.ndarray[Any, Any]) -> None:
+def grid_of(blocks: int, cluster: int = 1) -> int:
+    """As many clusters of blocks as there may be; kernels walk on to what lies beyond."""
+    return min(max(blocks // cluster, 1), MOST_BLOCKS // cluster) * cluster
+
+
+def launch(function: Any, blocks: int, shared: int, words: np.ndarray[Any, Any]) -> None:
     """Run a kernel on CuPy's current stream; `words` are its arguments, 8 bytes each.
 
     They are handed over as bytes without names: CuPy asks for their `__array_interface__`, and to describe the fields
     of a structure there takes NumPy 25 µs.
     """
-    function((blocks,), (BLOCK,), (words.view(_nameless(words.nbytes)),))
+    function((blocks,), (BLOCK,), (words.view(_nameless(words.nbytes)),), shared_mem=shared)
 
 
 @functools.cache

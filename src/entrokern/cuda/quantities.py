@@ -14,14 +14,15 @@ import numpy as np
 from .._call import Call, counts_every_row, raise_empty
 from .arguments import arguments, fill_operand
 from .execution import Execution, blocks_for, set_ignored, team_size
-from .sources import BLOCK, CHUNK, SEGMENT, softmax_name
+from .launch import SHARED_BYTES, has_clusters
+from .sources import BLOCK, CHUNK, SEGMENT, cluster_size, softmax_name
 
 LOG2E = 1.4426950408889634
 FORM_CODES = {"logits": 0, "log_probs": 1, "probs": 2}
 DISTRIBUTIONS = {"entropy_grad": 0, "softmax": 1, "log_softmax": 2}
 WHOLE_ROWS, PARTS_OF_ROWS, FROM_PARTS = range(3)
 RECORD_BYTES = 80  # at least those of a part's record
-FEW_ROWS = 256  # whose long rows are spread over blocks
+FEW_BLOCKS = 256  # with fewer at work, long rows are cut into parts
 MOST_SUMMING_BLOCKS = 4096  # blocks that share elements whose sum is wanted: a fixed cut, whatever the device
 FULL_RESULTS = {"entropy", "argmax", "rank"}
 
@@ -217,10 +218,14 @@ def _softmax_launches(run: Execution, rows: dict[str, Any], maps: dict[str, Any]
     dtype = x.dtype.name
     for name, out in rows.items():
         record[name] = out.data.ptr
-    if call.k <= SEGMENT or call.n_rows >= FEW_ROWS:
-        run.launch(softmax_name(dtype, level, writes), blocks_for(call.n_rows, team), record)
-        return
     parts = -(-call.k // SEGMENT)
+    cluster, shared = 1, parts * RECORD_BYTES
+    if maps and shared <= SHARED_BYTES and has_clusters():
+        cluster = cluster_size(call.k, x.itemsize)
+    if call.k <= SEGMENT or call.n_rows * cluster >= FEW_BLOCKS:
+        blocks = blocks_for(call.n_rows, team) * cluster
+        run.launch(softmax_name(dtype, level, writes), blocks, record, cluster, shared if cluster > 1 else 0)
+        return
     record["parts"], record["mode"] = parts, PARTS_OF_ROWS
     record["records"] = run.workspace(call.n_rows * parts * RECORD_BYTES, np.uint8).data.ptr
     run.launch(softmax_name(dtype, level, "NO_MAPS"), call.n_rows * parts, record)

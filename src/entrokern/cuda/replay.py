@@ -25,11 +25,14 @@ class Launch(NamedTuple):
     name: str
     blocks: int
     words: np.ndarray[Any, Any]
+    cluster: int  # blocks that run together
+    shared: int  # bytes of dynamic shared memory for each block
 
 
 class _Step(NamedTuple):
     function: Any
     blocks: int
+    shared: int
     words: np.ndarray[Any, Any]
     pointers: list[tuple[int, int, int]]  # which word, the array that it points into, and how far
 
@@ -45,7 +48,8 @@ class Replay:
             starts.append((array.data.ptr, len(arrays), self._bytes))
             self._bytes += -(-array.nbytes // ALIGNED) * ALIGNED
         self._steps = [
-            _Step(function(one.name), one.blocks, one.words, list(_pointers(one, starts))) for one in launches
+            _Step(function(one.name, one.cluster), one.blocks, one.shared, one.words, list(_pointers(one, starts)))
+            for one in launches
         ]
 
     @staticmethod
@@ -63,7 +67,7 @@ class Replay:
             words = step.words.copy()
             for word, source, offset in step.pointers:
                 words[word] = starts[source] + offset
-            launch(step.function, step.blocks, words)
+            launch(step.function, step.blocks, step.shared, words)
 
 
 def _arrays_of(call: Call, result: Any) -> list[Any]:

@@ -20,6 +20,9 @@ BLOCK = 256  # threads of a block, as in common.cuh
 SEGMENT = 1 << 14  # classes of a segment, likewise
 CHUNK = 4096  # elements of an item of elements.cu
 TOTALS_ROWS = 1 << 14  # rows of a block of totals.cu
+# Of a row that is read twice. An H100 has 264 blocks at work, and 50 MB of cache: half of that is what they may need.
+BYTES_OF_A_BLOCK = 96 << 10
+MOST_OF_CLUSTER = 8  # blocks: more are not on every device
 
 # The files that a family stands on, in order.
 FAMILIES = {
@@ -107,14 +110,24 @@ def _kernels() -> list[Kernel]:
 KERNELS = {kernel.name: kernel for kernel in _kernels()}
 
 
-def source(kernels: Sequence[Kernel]) -> str:
-    """The whole text of kernels of one family."""
+def cluster_size(k: int, itemsize: int) -> int:
+    """How many blocks share a row that is read twice: a power of two, for rows that must stay in cache until then."""
+    segments, blocks = -(-k // SEGMENT), 1
+    while blocks < MOST_OF_CLUSTER and 2 * blocks <= segments and k * itemsize > blocks * BYTES_OF_A_BLOCK:
+        blocks *= 2
+    return blocks
+
+
+def source(kernels: Sequence[Kernel], cluster: int = 1) -> str:
+    """The whole text of kernels of one family, to be launched in clusters of so many blocks."""
     (family,) = {kernel.family for kernel in kernels}
     entries = [
         f'static_assert(sizeof(Arguments) == {arguments_of(family).itemsize}, "the fields lie elsewhere");',
     ]
+    together = f" __cluster_dims__({cluster})" if cluster > 1 else ""
     entries += [
-        f'extern "C" __global__ void __launch_bounds__({k.bounds}) {k.name}(ARGUMENTS a) {{ {k.expression}(a); }}'
+        f'extern "C" __global__ void __launch_bounds__({k.bounds}){together} {k.name}(ARGUMENTS a) '
+        f"{{ {k.expression}(a); }}"
         for k in kernels
     ]
     return "\n".join([family_source(family), *entries, ""])

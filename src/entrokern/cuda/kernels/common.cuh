@@ -202,6 +202,33 @@ D i64 load_integer(const Operand &o, i64 at) {
   }
 }
 
+// --- clusters: blocks that share a row ---------------------------------------------------------------
+
+// Blocks of a launch that asks for clusters run at the same time, wait for each other, and write to each other's shared
+// memory. Before sm_90 there are none, and there, as in any other launch, a block is a cluster by itself.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+D int cluster_size() { int n; asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(n)); return n; }
+D int cluster_rank() { int r; asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
+// What was written before it, by any block and to any, all of them see after it. (It empties the first-level cache.)
+D void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// Where another block has what this one has at `mine`, in dynamic shared memory.
+template <class T> D T *in_block(T *mine, int rank) {
+  u64 there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"((u64)mine), "r"(rank));
+  return (T *)there;
+}
+#elif defined(__CUDA_ARCH__)
+D int cluster_size() { return 1; }
+D int cluster_rank() { return 0; }
+D void cluster_barrier() {}
+template <class T> D T *in_block(T *mine, int) { return mine; }
+#endif
+#ifdef __CUDA_ARCH__
+#define DYNAMIC_SHARED(name) extern __shared__ uint4 name[]
+#endif
+
 // --- teams: threads of a block that share a row -----------------------------------------------------
 
 struct Team {
@@ -218,12 +245,14 @@ struct Rows {
   };
   i64 n, first;  // of the block's teams
   int size;
+  bool in_clusters;  // whether all blocks of a cluster have the same rows
 
-  D Rows(i64 n, int size) : n(n), first((i64)blockIdx.x * (BLOCK / size)), size(size) {}
+  D Rows(i64 n, int size, bool in_clusters = false) : n(n), size(size), in_clusters(in_clusters) { first = rows_of(blockIdx.x); }
+  D i64 rows_of(unsigned blocks) const { return (i64)(in_clusters ? blocks / (unsigned)cluster_size() : blocks) * (BLOCK / size); }
   D Rows begin() const { return *this; }
   D int end() const { return 0; }
   D bool operator!=(int) const { return first < n; }
-  D void operator++() { first += (i64)gridDim.x * (BLOCK / size); }
+  D void operator++() { first += rows_of(gridDim.x); }
   D Row operator*() const {
     const int thread = (int)threadIdx.x;
     const i64 mine = first + thread / size;
