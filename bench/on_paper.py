@@ -1,24 +1,31 @@
-"""What the CUDA kernels can reach on an H100, on paper: python bench/on_paper.py prints docs/gpu.md's table.
+"""What the CUDA kernels can reach on an H100, on paper: python bench/on_paper.py prints docs/gpu.md's tables.
 
 For each operation: the bytes that a class moves, and what the machine code of the kernel's loops spends on it
 (`tests/cubin.py`): in the shortest turn of each loop, which leaves out what some rows or some calls need, and in all
 of its code, which counts ways that exclude each other. The larger of the times of memory and arithmetic bounds the
 share of the copy bandwidth.
+
+Rows that are read twice must stay in cache until then: a second table has what of them does, by their length.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import cubin
+from entrokern.cuda.sources import cluster_size
 
 # An H100 SXM: multiprocessors × instructions (of a warp's lanes) and special functions a clock × the boost clock; what
 # a copy reaches of its 3.35 TB/s, in bytes a second.
 INSTRUCTIONS, SPECIAL, COPY = 132 * 128 * 1.755e9, 132 * 16 * 1.755e9, 3.0e12
+# Its cache: what it holds, all of it or one copy in each of its two halves; and what it hands over, in bytes a second.
+CACHES, CACHE = (25e6, 50e6), 5.5e12
+AT_WORK = 264  # blocks, two on each multiprocessor
 
 
 class Operation(NamedTuple):
@@ -72,25 +79,71 @@ def loops_of(operation: Operation) -> list[cubin.Loop]:
     return loops[:1] if operation.kernel.startswith("binary") else loops
 
 
-def main() -> None:
-    cubin.begin((operation.kernel, cubin.HOPPER) for operation in OPERATIONS)
+class Row(NamedTuple):
+    """A row of `k` classes that one read and one write of memory could do; `blocks` share it."""
+
+    operation: Operation
+    k: int
+    blocks: int
+
+    @property
+    def bytes(self) -> int:
+        return self.k * self.operation.bytes // 2
+
+    @property
+    def at_once(self) -> float:
+        """Bytes of all rows that are under way."""
+        return AT_WORK / self.blocks * self.bytes
+
+    def reads(self, cache: float) -> float:
+        """How often it is read from memory: the second sweep goes backwards, and finds what was read last."""
+        return 1 + max(0.0, 1 - cache / self.at_once)
+
+    def share(self, cache: float) -> float:
+        """Of the copy bandwidth: memory, cache (two reads and a write) or arithmetic may be what takes longest."""
+        instructions, special = spent(self.operation, "least")
+        arithmetic = self.k * max(instructions / INSTRUCTIONS, special / SPECIAL)
+        memory = (self.reads(cache) + 1) * self.bytes / COPY
+        return 2 * self.bytes / COPY / max(memory, 3 * self.bytes / CACHE, arithmetic)
+
+
+def long_rows() -> Iterator[tuple[str, ...]]:
+    columns = ("operation", "classes", "kB a row", "blocks for it", "MB under way", "reads", "share at most")
+    yield (*columns, "with one block", "target")
+    for operation in OPERATIONS:
+        if operation.name.startswith("CE + gradient"):
+            for k in (16_384, 32_000, 50_257, 131_072, 151_936, 262_144):
+                size = operation.bytes // 2
+                row, alone = Row(operation, k, cluster_size(k, size)), Row(operation, k, 1)
+                yield (
+                    *(operation.name, str(k), f"{row.bytes / 1e3:.0f}", str(row.blocks), f"{row.at_once / 1e6:.0f}"),
+                    *(span([row.reads(cache) for cache in CACHES], 2), span([row.share(cache) for cache in CACHES], 2)),
+                    *(span([alone.share(cache) for cache in CACHES], 2), f"{operation.target}"),
+                )
+
+
+def operations() -> Iterator[tuple[str, ...]]:
     columns = ("operation", "bytes", "sweeps", "instructions", "special functions", "memory, ps", "arithmetic, ps")
-    header = (*columns, "share at most", "target")
-    lines = [header, ("---",) * len(header)]
+    yield (*columns, "share at most", "target")
     for operation in OPERATIONS:
         memory = operation.bytes / COPY
         both = [spent(operation, of) for of in ("least", "mix")]
         times = [max(instructions / INSTRUCTIONS, special / SPECIAL) for instructions, special in both]
         shares = [min(1.0, memory / time) for time in times]
-        lines.append(
-            (
-                *(operation.name, str(operation.bytes), str(len(loops_of(operation)))),
-                *(span([pair[i] for pair in both], digits) for i, digits in ((0, 0), (1, 1))),
-                *(f"{1e12 * memory:.2f}", span([1e12 * time for time in times], 2), span(shares, 2)),
-                "" if operation.target is None else f"{operation.target}",
-            )
+        yield (
+            *(operation.name, str(operation.bytes), str(len(loops_of(operation)))),
+            *(span([pair[i] for pair in both], digits) for i, digits in ((0, 0), (1, 1))),
+            *(f"{1e12 * memory:.2f}", span([1e12 * time for time in times], 2), span(shares, 2)),
+            "" if operation.target is None else f"{operation.target}",
         )
-    print("\n".join("| " + " | ".join(line) + " |" for line in lines))
+
+
+def main() -> None:
+    cubin.begin((operation.kernel, cubin.HOPPER) for operation in OPERATIONS)
+    for table in (operations(), long_rows()):
+        header, *lines = table
+        for line in (header, ("---",) * len(header), *lines, ()):
+            print("| " + " | ".join(line) + " |" if line else "")
 
 
 def span(values: list[float], digits: int) -> str:
