@@ -11,6 +11,7 @@ from .._arrays import Array
 from .._call import Call
 from .blocks import BLOCK
 from .launch import Source, Target, streams
+from .log_lines import STRETCH, log_lines
 from .operands import Layout, Operand
 from .row_groups import ROWS
 from .simd import BYTES
@@ -27,6 +28,7 @@ TILE_UP_TO = 1 << 14  # numbers: what fits in L2 a few times
 
 # (call, operands, first row, weights, results) → which rows are left to the careful kernel
 Fast = Callable[[Call, Operand, Operand, int, Array, Array], Array]
+SQUARE = (BYTES // 8) ** 2
 NO_TARGET = Target(None)
 NOTHING = Operand(np.empty(0), np.empty(0, np.int64))
 
@@ -69,6 +71,44 @@ def room_for_tiles(k: int, zero: Any, count: int) -> list[Array]:
     return [np.empty(-(-k // lanes) * lanes * lanes, zero.dtype) for _ in range(count)]
 
 
+def common_slope(call: Call) -> Any:
+    """What all slopes are multiplied by, in the type that they are computed in.
+
+    Products of exponentials and differences of logarithms keep their digits in float32. What is left of a computed
+    logarithm beside 1 may be little; quotients, and weights, may be beyond float32.
+    """
+    slope = call.unit * call.map_scale
+    of_products = of_logs(call) or (call.y_form == "log_probs" and "grad_p" not in call.maps)
+    fits = call.sample_weight is None and 2.0**-100 < abs(slope) < 2.0**24
+    return np.float32(slope) if of_products and fits else np.float64(slope)
+
+
+def of_logs(call: Call) -> bool:
+    """Whether the operands, or the one that there is, are log-probabilities."""
+    return call.form == "log_probs" and (call.y is None or call.y_form == "log_probs")
+
+
+def fast_lines(call: Call, x: Layout, y: Source | None, grad_p: Target, grad_q: Target) -> Fast | None:
+    """Short rows of log-probabilities without weights: entropy of one table, KL of two, and gradients in float32."""
+    zero: Any = np.float32(0) if narrow(call) else np.float64(0)
+    slope, k, unit, of_two = common_slope(call), call.k, call.unit, y is not None
+    if not of_logs(call) or call.sample_weight is not None or k > STRETCH or family(k, x, y, 0) != "rows":
+        return None
+    if call.maps and (slope.dtype != np.float32 or any(a.strides[-1] != a.itemsize for a in call.maps.values())):
+        return None
+    q_logs, streaming, name = True if of_two else None, streams(call), "grad_p" if of_two else "grad"
+
+    def run(call: Call, p: Operand, q: Operand, start: int, weights: Array, results: Array) -> Array:
+        loss, second = results[0], q if of_two else (None, None)
+        lines = [np.empty(STRETCH + BYTES, zero.dtype) for _ in ("terms", "grad_p", "grad_q")]
+        return left_of(loss, log_lines(
+            *p, *second, start, loss.size, k, q_logs, unit, slope, zero, lines[0], np.zeros(SQUARE), loss,
+            *grad_p.of(call.maps.get(name)), *grad_q.of(call.maps.get("grad_q")), streaming, *lines[1:],
+        ))  # fmt: skip
+
+    return run
+
+
 def fast_tables(
     call: Call, x: Layout, y: Source | None = None, grad_p: Target = NO_TARGET, grad_q: Target = NO_TARGET
 ) -> Fast | None:
@@ -77,6 +117,8 @@ def fast_tables(
     forms = {call.form, call.y_form}
     if "logits" in forms or (call.quantity == "js_divergence" and "log_probs" in forms):
         return None
+    if (in_lines := fast_lines(call, x, y, grad_p, grad_q)) is not None:
+        return in_lines
     p_logs, q_logs = (True if form == "log_probs" else None for form in (call.form, call.y_form))
     zero: Any = np.float32(0) if narrow(call) else np.float64(0)
     chosen = family(call.k, x, y)
@@ -85,7 +127,7 @@ def fast_tables(
     if call.maps and not (narrow(call) and family(call.k, x, y, 0) == "rows"):
         return None
     width = BYTES // zero.itemsize
-    k, w, unit, map_scale, of_two = call.k, weight_of(call), call.unit, call.map_scale, y is not None
+    k, w, unit, slope, of_two = call.k, weight_of(call), call.unit, common_slope(call), y is not None
     streaming, name = streams(call), "grad_p" if y is not None else "grad"
 
     def run(call: Call, p: Operand, q: Operand, start: int, weights: Array, results: Array) -> Array:
@@ -95,7 +137,7 @@ def fast_tables(
         if chosen == "lanes":
             squares = (*room_for_tiles(width, zero, 1), room_for_tiles(width, zero, 1)[0] if of_two else None)
         return left_of(loss, tables(
-            *p, *second, start, loss.size, k, w, p_logs, q_logs, unit, map_scale, weights, zero, squares, loss,
+            *p, *second, start, loss.size, k, w, p_logs, q_logs, unit, slope, weights, zero, squares, loss,
             *grad_p.of(call.maps.get(name)), *grad_q.of(call.maps.get("grad_q")), streaming,
             np.empty(2 * BLOCK, zero.dtype) if call.maps else None,
         ))  # fmt: skip

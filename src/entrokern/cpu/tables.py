@@ -33,7 +33,8 @@ from .log_terms import (
     present,
 )
 from .maps import write_block
-from .memory import fence, first_mask, load, load_first, prefetch, store, store_first, vector, width
+from .math import cast
+from .memory import fence, first_mask, load, load_first, load_next, prefetch, store, store_first, vector, width
 from .row_groups import fill, place_of
 from .runs import in_line
 from .simd import any_lane, lanes_sum, where
@@ -82,6 +83,16 @@ def first_of_second(y, i, count, v):
 @overload(first_of_second)
 def _first_of_second(y, i, count, v):
     return (lambda y, i, count, v: None) if y == types.none else (lambda y, i, count, v: load_first(y, i, count, v))
+
+
+def next_of_second(y, i, count, v):
+    """`load_next` of the second operand, if there is one."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(next_of_second)
+def _next_of_second(y, i, count, v):
+    return (lambda y, i, count, v: None) if y == types.none else (lambda y, i, count, v: load_next(y, i, count, v))
 
 
 @inline
@@ -256,8 +267,11 @@ def write_slopes(
     x, x_geometry, y, y_geometry, row, n, k, w, p_logs, q_logs, slope, weights, results, left, grad_p, p_geometry,
     grad_q, q_geometry, streaming, line,
 ):  # fmt: skip
-    """The gradients of rows whose classes lie side by side, but for those `left` to the careful kernel."""
-    wide = vector(0.0)
+    """The gradients of rows whose classes lie side by side, but for those `left` to the careful kernel.
+
+    `slope` multiplies them all; its type is the one that they are computed in.
+    """
+    one = vector(slope) * 0.0 + 1.0
     if (
         left == 0 and weights.size == 0 and without_gaps(x_geometry, n, k) and without_gaps(y_geometry, n, k)
         and without_gaps(p_geometry, n, k) and without_gaps(q_geometry, n, k)
@@ -272,17 +286,17 @@ def write_slopes(
             fill(0.0, k, grad_p, p_start, p_stride)
             fill(0.0, k, grad_q, q_start, q_stride)
         elif results[r] == results[r]:
+            factor = cast(weight * slope, slope)
             for b in range(0, k, BLOCK):
                 m = min(BLOCK, k - b)
                 # Both before either is written: it may be written over an operand.
-                for c in range(0, m, width(wide)):
-                    p = load_first(x, i + b + c, m - c, wide + 1.0)
-                    q = first_of_second(y, j + b + c, m - c, wide + 1.0)
+                for c in range(0, m, width(one)):
+                    p, q = load_next(x, i + b + c, m - c, one), next_of_second(y, j + b + c, m - c, one)
                     by_p, by_q = slopes(p, q, w, p_logs, q_logs)
                     if grad_p is not None:
-                        store(line_p, c, by_p * (weight * slope))
+                        store(line_p, c, by_p * factor)
                     if grad_q is not None:
-                        store(line_q, c, by_q * (weight * slope))
+                        store(line_q, c, by_q * factor)
                 if grad_p is not None:
                     write_block(line_p, m, grad_p, p_start + b * p_stride, p_stride, streaming)
                 if grad_q is not None:
@@ -291,7 +305,7 @@ def write_slopes(
 
 @kernel
 def tables(
-    x, x_geometry, y, y_geometry, first, n, k, w, p_logs, q_logs, unit, map_scale, weights, zero, squares, results,
+    x, x_geometry, y, y_geometry, first, n, k, w, p_logs, q_logs, unit, slope, weights, zero, squares, results,
     grad_p, p_geometry, grad_q, q_geometry, streaming, line,
 ):  # fmt: skip
     """Losses and gradients of rows, by `sum_lanes` if there are `squares` for it; returns how many rows are left
@@ -313,7 +327,7 @@ def tables(
             )  # fmt: skip
         if grad_p is not None or grad_q is not None:
             write_slopes(
-                x, x_geometry, y, y_geometry, row, size, k, w, p_logs, q_logs, unit * map_scale, row_weights, losses,
+                x, x_geometry, y, y_geometry, row, size, k, w, p_logs, q_logs, slope, row_weights, losses,
                 left, grad_p, p_geometry, grad_q, q_geometry, streaming, line,
             )  # fmt: skip
         total_left += left

@@ -118,7 +118,7 @@ def entropy(compute, form, of_map, single, contiguous):
             weights, left = line_of(sample_weight, start, count, numbers), -1
             if fast:
                 line_of_results = memory(results, 0, count)
-                head = (*p, None, None, start, count, k, None, logs, None, unit, scale, weights, zero)
+                head = (*p, None, None, start, count, k, None, logs, None, unit, unit * scale, weights, zero)
                 tail = (line_of_results, *out, None, None, streaming, written)
                 if flat and (single or k > LANES_UP_TO):
                     left = tables(*head, None, *tail)
@@ -201,7 +201,7 @@ def kl_divergence(compute, p_form, q_form, of_map, single, contiguous):
             weights, left = line_of(sample_weight, start, count, numbers), -1
             losses_of_chunk = memory(results, 0, count)
             if of_tables:
-                head = (*a, *b, start, count, k, None, p_logs, q_logs, unit, scale, weights, zero)
+                head = (*a, *b, start, count, k, None, p_logs, q_logs, unit, unit * scale, weights, zero)
                 tail = (losses_of_chunk, *out_p, *out_q, streaming, written)
                 if flat and (single or k > LANES_UP_TO):
                     left = tables(*head, None, *tail)
