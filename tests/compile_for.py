@@ -109,7 +109,7 @@ CALLS: dict[str, Callable[[Array], Any]] = {
     "kl_divergence logits + gradient": both(
         lambda x: ek.kl_divergence(x, x, p_form="logits", q_form="logits", return_grad="both")
     ),
-    "kl_divergence log_probs": both(
+    "kl_divergence log_probs": of_each_family(
         lambda x: ek.kl_divergence(x, x, p_form="log_probs", q_form="log_probs", return_grad="q")
     ),
     "kl_divergence to log_probs": both(lambda x: ek.kl_divergence(x, x, q_form="log_probs", return_grad="p")),

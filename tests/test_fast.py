@@ -127,7 +127,19 @@ def test_long_rows(case: Case, dtype: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(
-    "name", ["kl grad", "kl logits grad q", "js", "js logits", "entropy", "one-hot grad", "dense T", "kl to logs grad"]
+    "name",
+    [
+        "kl grad",
+        "kl logits grad q",
+        "js",
+        "js logits",
+        "entropy",
+        "one-hot grad",
+        "dense T",
+        "kl to logs grad",
+        "kl logs grad",
+        "entropy logs grad",
+    ],
 )
 def test_layouts(name: str, dtype: str, layout: str) -> None:
     case, place = BY_NAME[name], LAYOUTS[layout]

@@ -117,6 +117,37 @@ def test_what_is_written_over_cannot_be_differentiated_through() -> None:
         y.sum().backward()
 
 
+def test_a_call_like_one_before_is_looked_at_for_what_is_not_in_its_shapes() -> None:
+    """Tensors share the plans of arrays; gradients, places to write, transforms and NumPy's own arrays do not."""
+    x, y = logits(), labels()
+    want = ek.cross_entropy(x.numpy(), y.numpy(), reduction="none")
+    wanted = torch.from_numpy(want)
+    for _ in range(3):
+        got = ek.cross_entropy(x, y, reduction="none")
+        assert type(got) is torch.Tensor
+        assert torch.equal(got, wanted)
+        loss, gradient = ek.cross_entropy(x, y, reduction="none", return_grad=True)
+        assert torch.equal(loss, wanted)
+        assert type(gradient) is torch.Tensor
+        leaf = x.clone().requires_grad_()
+        assert ek.cross_entropy(leaf, y, reduction="none").requires_grad
+        with torch.no_grad():
+            assert not ek.cross_entropy(leaf, y, reduction="none").requires_grad
+        assert not ek.cross_entropy(torch.nn.Parameter(x, False), y).requires_grad
+        for out in (torch.zeros(6), None):
+            given = ek.cross_entropy(x, y, reduction="none", out=out)
+            assert out is None or given is out
+            assert torch.equal(given, wanted)
+        with pytest.raises(TypeError, match="numpy"):
+            ek.cross_entropy(x, y.numpy(), reduction="none")
+        with pytest.raises(IndexError, match="label 5 of row 2"):
+            ek.cross_entropy(x, torch.tensor([0, 1, 5, 0, 0, 0]), reduction="none")
+        with pytest.raises(NotImplementedError, match=r"torch\.func"):
+            torch.func.grad(lambda z: ek.cross_entropy(z, y))(x)
+        assert type(ek.score(x, y)) is ek.Score
+        assert torch.equal(ek.score(x, y).loss, wanted)
+
+
 def test_lists_and_scalars_beside_tensors() -> None:
     x = logits()
     assert ek.cross_entropy(x, [0] * 6) == ek.cross_entropy(x, torch.zeros(6, dtype=torch.int64))

@@ -38,6 +38,11 @@ GUESTS = (
 )
 OTHERS = "array_api"  # the room of whatever follows the array API standard
 
+# Set by a room whose arrays lie in the host's memory, by their types: NumPy's array over that, or None where there is
+# more to a call than what they hold; and what brings results, which lie in no array given, to the guest.
+array_over: dict[type, Callable[[Any], Any]] = {}
+result_of: dict[type, Callable[[Any], Any]] = {}
+
 # Set by a room whose library traces programs: whether one is being traced, and what to put there for a call.
 is_traced: Callable[[], bool] | None = None
 traced: Any = None
@@ -65,14 +70,14 @@ def guest_of(values: Iterable[Any]) -> str | None:
     if not others:
         return None
     for guest in GUESTS:
-        if any(_belongs(value, guest) for value in others):
+        library = sys.modules.get(guest.library)
+        if library is not None and _any_of(others, tuple(getattr(library, name) for name in guest.arrays)):
             return guest.room
     return OTHERS if any(_follows_the_standard(value) for value in others) else None
 
 
-def _belongs(value: Any, guest: Guest) -> bool:
-    library = sys.modules.get(guest.library)
-    return library is not None and isinstance(value, tuple(getattr(library, name) for name in guest.arrays))
+def _any_of(values: Iterable[Any], kinds: tuple[type, ...]) -> bool:
+    return any(isinstance(value, kinds) for value in values)
 
 
 def _follows_the_standard(value: Any) -> bool:

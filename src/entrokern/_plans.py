@@ -7,7 +7,8 @@ depends on the data and its place (labels out of range, denominators, overlap) i
 
 Calls that are not plain have no plan and are checked in full each time: those with lists, broadcast or
 converted operands, a class axis that is not the last, class weights, results in place, or ``validate=True``.
-Those with arrays of other libraries go to the rooms of these (`_guests.py`).
+Those with arrays of other libraries go to the rooms of these (`_guests.py`); what lies in the host's memory is planned
+like NumPy's arrays.
 """
 
 from __future__ import annotations
@@ -48,8 +49,12 @@ def planned(function: Callable[P, R]) -> Callable[P, R]:
             put: R = _guests.traced(call, args, options)
             return put
         arrays: list[Array] = []
-        key = _key(args, options, arrays)
-        if key is None and (room := _guests.guest_of((*args, *options.values()))) is not None:
+        guests: list[type] = []
+        key = _key(args, options, arrays, guests)
+        if guests and len(guests) == len(arrays) and (plan := plans.get(key)) is not None and not plan.writes_given:
+            brought: R = _guests.result_of[guests[0]](plan.run(arrays))
+            return brought
+        if (guests or key is None) and (room := _guests.guest_of((*args, *options.values()))) is not None:
             served: R = _guests.room(room).run(call, args, options)
             return served
         x = args[0] if args else options.get(first)
@@ -73,11 +78,19 @@ def planned(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def _key(args: tuple[Any, ...], options: Mapping[str, Any], arrays: list[Array]) -> Any:
-    """All that the checks depend on, or None where that is more than a few values; collects the `arrays`."""
+def _key(args: tuple[Any, ...], options: Mapping[str, Any], arrays: list[Array], guests: list[type]) -> Any:
+    """All that the checks depend on, or None where that is more than a few values.
+
+    Collects the `arrays`, and the types of those `guests` whose memory they are over.
+    """
     key: list[Any] = [_dispatch.override(), *options]
     for value in (*args, *options.values()):
         kind = type(value)
+        if kind in _guests.array_over:
+            guests.append(kind)
+            if (value := _guests.array_over[kind](value)) is None:
+                return None
+            kind = np.ndarray
         if kind is np.ndarray:
             arrays.append(value)
             key += (value.dtype, value.shape, value.strides, value.flags.num)
@@ -128,6 +141,11 @@ class Plan:
     @staticmethod
     def _output(array: Array, job: Job) -> int:
         return next(i for i, out in enumerate(job.outputs) if out is array)
+
+    @property
+    def writes_given(self) -> bool:
+        """Whether results go into arrays of the caller's."""
+        return bool(self._given)
 
     def may_overlap(self, arrays: list[Array]) -> bool:
         """Whether an array given for a result may share memory with another, which is for the checks to judge."""

@@ -11,7 +11,7 @@ from .._arrays import Array
 from .._call import Call
 from .blocks import BLOCK
 from .launch import Source, Target, streams
-from .log_lines import STRETCH, log_lines
+from .log_lines import STRETCH, STRETCH_IN_FLOAT64, log_lines
 from .operands import Layout, Operand
 from .row_groups import ROWS
 from .simd import BYTES
@@ -28,7 +28,7 @@ TILE_UP_TO = 1 << 14  # numbers: what fits in L2 a few times
 
 # (call, operands, first row, weights, results) → which rows are left to the careful kernel
 Fast = Callable[[Call, Operand, Operand, int, Array, Array], Array]
-SQUARE = (BYTES // 8) ** 2
+SQUARE = (BYTES // 8) ** 2  # of float64
 NO_TARGET = Target(None)
 NOTHING = Operand(np.empty(0), np.empty(0, np.int64))
 
@@ -80,7 +80,7 @@ def common_slope(call: Call) -> Any:
     slope = call.unit * call.map_scale
     of_products = of_logs(call) or (call.y_form == "log_probs" and "grad_p" not in call.maps)
     fits = call.sample_weight is None and 2.0**-100 < abs(slope) < 2.0**24
-    return np.float32(slope) if of_products and fits else np.float64(slope)
+    return np.float32(slope) if call.maps and of_products and fits else np.float64(slope)
 
 
 def of_logs(call: Call) -> bool:
@@ -89,10 +89,11 @@ def of_logs(call: Call) -> bool:
 
 
 def fast_lines(call: Call, x: Layout, y: Source | None, grad_p: Target, grad_q: Target) -> Fast | None:
-    """Short rows of log-probabilities without weights: entropy of one table, KL of two, and gradients in float32."""
+    """Rows of few or some hundred log-probabilities, without weights: entropy, KL of two, and gradients in float32."""
     zero: Any = np.float32(0) if narrow(call) else np.float64(0)
     slope, k, unit, of_two = common_slope(call), call.k, call.unit, y is not None
-    if not of_logs(call) or call.sample_weight is not None or k > STRETCH or family(k, x, y, 0) != "rows":
+    short = k <= (STRETCH if narrow(call) else STRETCH_IN_FLOAT64)
+    if not (of_logs(call) and short) or call.sample_weight is not None or family(k, x, y, 0) != "rows":
         return None
     if call.maps and (slope.dtype != np.float32 or any(a.strides[-1] != a.itemsize for a in call.maps.values())):
         return None

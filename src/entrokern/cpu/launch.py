@@ -88,9 +88,10 @@ class Target:
 def streams(call: Call) -> bool:
     """Whether maps are written past the caches: they would not stay there, and are not the rows themselves."""
     arrays = call.maps.values()
+    if not arrays or sum([a.nbytes for a in arrays]) < STREAMED:
+        return False
     inputs = [a for a in (call.x, call.y) if a is not None]
-    shared = any(np.may_share_memory(a, b) for a in arrays for b in inputs)
-    return sum(a.nbytes for a in arrays) >= STREAMED and not shared
+    return not any(np.may_share_memory(a, b) for a in arrays for b in inputs)
 
 
 def labels_and_ignored(call: Call, start: int, stop: int) -> tuple[Array, Array]:

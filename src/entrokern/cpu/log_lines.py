@@ -17,6 +17,7 @@ from .tables import next_of_second, put_lanes, slopes, without_gaps
 # Numbers of whole rows that are computed before they are summed: what is loaded again has left the store buffer, and
 # lies in L1. Longer rows fill their vectors anyway.
 STRETCH = 1 << 11
+STRETCH_IN_FLOAT64 = 1 << 7  # whose sums are kept short (`tables.PIECE`)
 
 
 @inline

@@ -126,8 +126,7 @@ def softmax_work(call: Call) -> RecordWork:
     chosen = family(call, x)
     staged = 0 if x.geometry[0] == 1 else call.k * lanes.stage_rows(call.k, dtype)
     tile = lanes.tile_size(call.k, dtype)
-    sizes = tile, staged, staged
-    with_hess = "hess" in call.maps
+    k, with_hess, none = call.k, "hess" in call.maps, np.empty(0, dtype)
     kernel: Any = {"lanes": softmax_lanes, "groups": softmax_groups, "rows": softmax_rows}[chosen]
 
     def work(call: Call, start: int, stop: int, results: tuple[Array, ...]) -> tuple[int, float]:
@@ -136,15 +135,16 @@ def softmax_work(call: Call) -> RecordWork:
         weights = row_weights(call, start, stop)
         stage: Any
         if chosen == "lanes":
-            stage = tuple(np.empty(size, dtype) for size in sizes)
+            stages = (np.empty(staged, dtype), np.empty(staged, dtype)) if staged else (none, none)
+            stage = (np.empty(tile, dtype), *stages)
             scratch = np.empty((5 if with_hess else 2) * tile, dtype)
         elif chosen == "groups":
             stage = np.empty(groups.tiles_size(dtype), dtype)
-            scratch = np.empty(groups.room(call.k, dtype, 1 + with_hess), dtype)
+            scratch = np.empty(groups.room(k, dtype, 1 + with_hess), dtype)
         else:
             stage, scratch = None if in_place else np.empty(2 * BLOCK, dtype), np.empty(BLOCK, dtype)
         bad, total = kernel(
-            x_flat, x.geometry, start, stop - start, call.k, labels, ignore, weights, class_weight, options, scale,
+            x_flat, x.geometry, start, stop - start, k, labels, ignore, weights, class_weight, options, scale,
             stage, np.zeros(RECORDS, dtype), results, call.total, more, kind, *out.of(call.maps.get(name)),
             *hess.of(call.maps.get("hess")), streams(call), scratch,
         )  # fmt: skip

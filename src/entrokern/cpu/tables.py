@@ -237,7 +237,7 @@ def put_lanes(results, r, count, loss, unit, weights, v):
     return 1 if any_lane(first_mask(count, loss) & (loss != loss)) else 0
 
 
-# --- gradients, in float64: what is left of a logarithm beside 1 may be little ---------------------------
+# --- gradients ------------------------------------------------------------------------------------------
 
 
 @inline
@@ -269,7 +269,7 @@ def write_slopes(
 ):  # fmt: skip
     """The gradients of rows whose classes lie side by side, but for those `left` to the careful kernel.
 
-    `slope` multiplies them all; its type is the one that they are computed in.
+    `slope` multiplies them all, and its type is the one that they are computed in (`fast.common_slope`).
     """
     one = vector(slope) * 0.0 + 1.0
     if (

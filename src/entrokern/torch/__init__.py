@@ -7,11 +7,11 @@ what comes from above.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -30,7 +30,6 @@ __all__ = modules.__all__
 PLAIN = {Tensor, Parameter}
 ASKING = {"return_grad", "return_hess", "grad_out", "hess_out"}
 
-_guests.is_traced, _guests.traced = torch.compiler.is_compiling, traced
 _positional: dict[str, list[str]] = {}
 
 
@@ -51,9 +50,9 @@ def run(function: Callable[..., Any], args: tuple[Any, ...], options: Mapping[st
         return traced(function, args, options)
     sides = _sides(function.__name__, given, required) if torch.is_grad_enabled() else ()
     if on_host:
-        return _run(function, given, sides)
+        return _run(function, given, len(args), sides)
     with on_stream_of(tensors):
-        return _run(function, given, sides)
+        return _run(function, given, len(args), sides)
 
 
 def unwrapped(value: Any) -> Any:
@@ -122,20 +121,32 @@ def _sides(function: str, given: Mapping[str, Any], required: list[str]) -> tupl
     return tuple(name for name in OPERANDS[function] if name in required)
 
 
-def _run(function: Callable[..., Any], given: dict[str, Any], sides: tuple[str, ...]) -> Any:
+def _run(function: Callable[..., Any], given: dict[str, Any], positional: int, sides: tuple[str, ...]) -> Any:
     if sides:
         return differentiable(function, given, sides)
     arrays = arrays_of(given)
-    result = function(**arrays)
-    if isinstance(result, np.ndarray) and OUTPUTS.isdisjoint(given):
-        return tensor_over(result)
-    places = _places(given, arrays)
+    names = list(given)
+    result = function(*(arrays[n] for n in names[:positional]), **{n: arrays[n] for n in names[positional:]})
+    return _as_tensors(result, {} if OUTPUTS.isdisjoint(given) else _places(given, arrays))
+
+
+def _memory(tensor: Tensor) -> Any:
+    """The array over a tensor's memory; None where a gradient is to be known, or anybody else sees the call."""
+    if (tensor.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0 or _is_symbolic([tensor]):
+        return None
+    try:
+        return array_over("an operand", tensor) if tensor.is_cpu else None
+    except TypeError:
+        return None
+
+
+def _as_tensors(result: Any, places: Mapping[int, Tensor]) -> Any:
+    """The results as tensors: those that were given to be written themselves."""
     if isinstance(result, Score):
-        found = {name: getattr(result, name) for name in Score.__slots__}
-        return Score(**{name: _as_tensor(value, places) for name, value in found.items()})
+        return Score(**{name: _as_tensors(getattr(result, name), places) for name in Score.__slots__})
     if isinstance(result, tuple):
-        return tuple(_as_tensor(value, places) for value in result)
-    return _as_tensor(result, places)
+        return tuple(_as_tensors(value, places) for value in result)
+    return places[id(result)] if id(result) in places else tensor_over(result)
 
 
 def _places(given: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[int, Tensor]:
@@ -151,5 +162,6 @@ def _places(given: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[int, Te
     return places
 
 
-def _as_tensor(array: Any, places: Mapping[int, Tensor]) -> Any:
-    return places[id(array)] if id(array) in places else tensor_over(array)
+_guests.is_traced, _guests.traced = torch.compiler.is_compiling, traced
+for _type in PLAIN:
+    _guests.array_over[_type], _guests.result_of[_type] = _memory, functools.partial(_as_tensors, places={})
