@@ -10,7 +10,7 @@ from .blocks import row_start, view
 from .compile import inline, kernel
 from .log_terms import log_entropy_term, log_kl_term
 from .maps import write_block
-from .memory import fence, load, load_first, load_next, store, vector, width
+from .memory import fence, load, load_first, load_next, prefetch, store, vector, width
 from .row_groups import group_sums, place_of, put_sums
 from .tables import next_of_second, put_lanes, slopes, without_gaps
 
@@ -32,6 +32,9 @@ def log_term(p, q):
 def fill_line(x, i, y, j, n, q_logs, slope, terms, line_p, line_q, grad_p, grad_q, at, v):
     """The terms, and slopes where gradients are wanted, of `n` numbers from `i` in `x` and `j` in `y`, to `at`."""
     for c in range(0, n, width(v)):
+        prefetch(x, i + c + STRETCH)  # while sums are taken, the machine's own prefetcher rests
+        if y is not None:
+            prefetch(y, j + c + STRETCH)
         p, q = load_next(x, i + c, n - c, v), next_of_second(y, j + c, n - c, v)
         store(terms, at + c, log_term(p, q))
         by_p, by_q = slopes(p, q, None, True, q_logs)
