@@ -318,9 +318,9 @@ D void sweep_line(const T *row, i64 low, i64 high, const Team &team, Visit &visi
   const i64 first = low + head;
   const int vectors = (int)((high - first) / N);
   const uint4 *v = (const uint4 *)(row + first);
-  if (team.lane < head) {
-    C one[1] = {widened(row[low + team.lane])};
-    visit(Places<1>{low + team.lane, 0}, one);
+  for (i64 c = low + team.lane; c < first; c += team.size) {  // up to 7 numbers, of a team that may have 4 threads
+    C one[1] = {widened(row[c])};
+    visit(Places<1>{c, 0}, one);
   }
   // While some vectors are computed with, the next are on their way.
   const int step = IN_FLIGHT * team.size, last = vectors - (IN_FLIGHT - 1) * team.size;

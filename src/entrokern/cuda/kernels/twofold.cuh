@@ -83,9 +83,9 @@ D void sweep_lines(const T *a, const T *b, i64 low, i64 high, const Team &team, 
   const i64 first = low + head;
   const int vectors = (int)((high - first) / N);
   const uint4 *va = (const uint4 *)(a + first), *vb = (const uint4 *)(b + first);
-  if (team.lane < head) {
-    float one[1] = {widened(a[low + team.lane])}, other[1] = {widened(b[low + team.lane])};
-    visit(Places<1>{low + team.lane, 0}, one, other);
+  for (i64 c = low + team.lane; c < first; c += team.size) {
+    float one[1] = {widened(a[c])}, other[1] = {widened(b[c])};
+    visit(Places<1>{c, 0}, one, other);
   }
   const int step = PAIRS * team.size, last = vectors - (PAIRS - 1) * team.size;
   int i = team.lane;
