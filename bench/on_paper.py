@@ -43,6 +43,8 @@ OPERATIONS = (
     Operation("CE, bfloat16", "softmax_bfloat16", 1, 2, 0.92),
     Operation("CE + gradient, float32", "softmax_float32_maps", 1, 8, 0.88),
     Operation("CE + gradient, bfloat16", "softmax_bfloat16_maps", 1, 4, 0.88),
+    Operation("CE with smoothing and softcap + gradient, float32", "softmax_float32_options_maps", 1, 8),
+    Operation("CE with smoothing and softcap + gradient, bfloat16", "softmax_bfloat16_options_maps", 1, 4),
     Operation("score, all rows, float32", "softmax_float32_full", 1, 4),
     Operation("score, all rows, bfloat16", "softmax_bfloat16_full", 1, 2),
     Operation("softmax, float32", "softmax_float32_distributions", 1, 8),

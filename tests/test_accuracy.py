@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import entrokern as ek
-from cases import BY_NAME, FLOATS, KINDS, Case, call, operands
+from cases import BY_NAME, EACH, FLOATS, KINDS, Case, call, operands
 from contract import bound, check, input_dtype, output_dtype, units
 from oracle import LONG, MP, Result, Results, evaluate
 
@@ -130,6 +130,67 @@ def test_longest_rows(name: str, kind: str, backend: str, record_error: Record) 
     """Every case meets every kind of data and every dtype."""
     at = LONG_DRAWS.index((name, kind))
     measure_long(name, kind, 1_000_000, list(FLOATS)[(at + at // 5) % 4], backend, record_error)
+
+
+# --- options of labels, where A·p - b is a difference of numbers that can be equal ----------------------------
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "smoothed": {"label_smoothing": 0.1},
+    "smoothed, temperature": {"label_smoothing": 0.25, "temperature": 3.0},
+    "half smoothed": {"label_smoothing": 0.5},
+    "all but smoothed away": {"label_smoothing": 1.0},
+    "z-loss": {"z_loss": 1e-3},
+    "softcap": {"softcap": 5.0},
+    "softcap of a unit": {"softcap": 1.0, "z_loss": 2.0},
+    "all": {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 10.0, "temperature": 0.5, "base": 2},
+    "weights": {"label_smoothing": 0.3, "class_weight": True},
+    "equal weights": {"label_smoothing": 1.0, "class_weight": 1.1},
+    "weights, z-loss": {"z_loss": 1e-3, "class_weight": True},
+}
+
+
+def near_targets(rng: np.random.Generator, n: int, k: int, y: Any) -> dict[str, Any]:
+    """Logits whose softmax comes near the smoothed target, or is next to even, or that are at the cap."""
+    z = rng.normal(size=(n, k))
+    won = z * 10.0 ** rng.uniform(-3, 0, (n, 1))
+    won[np.arange(n), y] += np.log(9 * k) * rng.uniform(0.9, 1.1, n)
+    few = np.where(rng.random((n, k)) < 0.2, -np.inf, 0.01 * z)
+    few[np.arange(n), y] = 0
+    return {
+        "even": 10.0 ** rng.uniform(-4, 0, (n, 1)) * z,
+        "equal": np.zeros((n, k)) + rng.normal(size=(n, 1)),
+        "won": won,
+        "masked": few,
+        "capped": np.sign(z) * rng.uniform(10, 40, (n, k)),
+        "rising": np.sort(z * 10.0 ** rng.uniform(-1, 1, (n, 1)), axis=1),
+    }
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_gradients_that_nearly_cancel(name: str, dtype: str, backend: str, record_error: Record) -> None:
+    """In float32 too, where p may be the smoothed target's to the last digit; 16-bit logits with maps of float32."""
+    given = EACH | OPTIONS[name]
+    for n, k in ((8, 2), (6, 3), (4, 10), (3, 130), (1, 2000)):
+        rng = np.random.default_rng(k)
+        y = rng.integers(0, k, n)
+        options = {"return_grad": True, **given}
+        if weight := options.get("class_weight"):
+            options["class_weight"] = np.full(k, weight) if weight != 1 else rng.uniform(0.1, 3, k)
+        if not {"softcap", "z_loss"} & set(options):
+            options["return_hess"] = True
+        for kind, z in near_targets(rng, n, k, y).items():
+            x = z.astype(FLOATS[dtype])
+            maps = {o: np.empty(x.shape, np.float32) for o in ("grad_out", "hess_out")} if x.itemsize == 2 else {}
+            if "return_hess" not in options:
+                maps.pop("hess_out", None)
+            got = call("cross_entropy", [x, y], options | maps)
+            for output, want in evaluate(LONG, "cross_entropy", [x, y], options).items():
+                if output not in got:
+                    continue
+                error = units(got[output], want, bound(want, x.dtype, got[output].dtype))
+                assert error.max() <= 1, (output, kind, n, k, float(error.max()))
+                record_error(f"cross_entropy: {output}", backend, dtype, float(error.max()))
 
 
 # --- statements of section 4 that are not a bound -------------------------------------------------

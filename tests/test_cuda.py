@@ -296,6 +296,20 @@ def test_every_kernel_is_reached(runs: list[Run]) -> None:
 
 
 @stand_in
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_gradients_with_options_are_for_the_softmax_family(dtype: str) -> None:
+    """But for weights of classes with smoothing, whose sum float32 does not hold."""
+    x, y, weight = to_device(logits(3, 300, FLOATS[dtype])), to_device(labels(3, 300)), to_device(np.ones(300))
+    both = {"label_smoothing": 0.1, "class_weight": weight}
+    kept = ({"label_smoothing": 1.0}, {"z_loss": 0.1}, {"softcap": 5.0}, {"class_weight": weight, "z_loss": 0.1})
+    for options in (*kept, {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 5.0}, both):
+        fake_cupy.reset()
+        ek.cross_entropy(x, y, return_grad=True, **options)
+        families = {sources.KERNELS[name].family for name in shim.launches} - {"totals"}
+        assert families == {"distributions" if options is both and dtype != "float64" else "softmax"}, options
+
+
+@stand_in
 def test_only_what_asks_for_an_answer_waits() -> None:
     x, y = to_device(logits(3, 4)), to_device(labels(3, 4))
     for options in ({"validate": True}, {"on_empty": "raise", "ignore_index": 9}):

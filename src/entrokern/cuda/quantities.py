@@ -129,14 +129,15 @@ def in_softmax_family(call: Call) -> bool:
     """Whether the loss (if any) and the maps of a call are for the softmax family."""
     if call.form != "logits" or call.y is not None:
         return False
-    # A smoothed gradient is a difference of numbers that can be nearly equal; a cap has a slope of its own.
-    plain = call.label_smoothing == 0.0 and call.z_loss == 0.0 and call.softcap is None
-    return (plain or not call.maps) and has_moderate_options(call)
+    # Weights of classes and their sum cancel to more digits than two float32 have.
+    cancels = call.label_smoothing > 0.0 and call.class_weight is not None and call.x.itemsize < 8
+    return not (call.maps and cancels) and has_moderate_options(call)
 
 
 def has_moderate_options(call: Call) -> bool:
     """Whether float32 holds the options, and their reciprocals, with room to spare."""
-    return all(1e-30 < abs(v) < 1e30 for v in (call.temperature, call.softcap or 1.0, call.unit, call.map_scale or 1.0))
+    options = (call.temperature, call.softcap or 1.0, call.z_loss or 1.0, call.unit, call.map_scale or 1.0)
+    return all(1e-30 < abs(v) < 1e30 for v in options)
 
 
 def _softmax(run: Execution) -> None:
@@ -145,7 +146,17 @@ def _softmax(run: Execution) -> None:
     rows = {name: run.row_output(name) for name in call.rows if name != "loss"}
     if run.losses is not None:
         rows["loss"] = run.losses
+    if call.maps and softmax_level(call, rows) == "ANY":
+        _softmax_launches(run, rows, {})  # first: a gradient may overwrite the rows
+        rows = {}
     _softmax_launches(run, rows, call.maps)
+
+
+def softmax_level(call: Call, rows: dict[str, Any]) -> str:
+    """How much the softmax family has to gather for the row results `rows` and the maps of a call."""
+    full = call.quantity == "entropy" or bool(FULL_RESULTS.intersection(rows))
+    options = call.softcap is not None or call.label_smoothing != 0.0 or (call.z_loss != 0.0 and bool(call.maps))
+    return ("ANY" if full else "OPTIONS") if options else ("FULL" if full else "PLAIN")
 
 
 def _score(run: Execution) -> None:
@@ -194,12 +205,15 @@ def _softmax_launches(run: Execution, rows: dict[str, Any], maps: dict[str, Any]
         if call.class_weight is not None:
             record["class_weight"] = run.class_weight(compute).data.ptr
     inv_T = 1.0 / call.temperature
+    soft = call.label_smoothing / call.k
+    targets = soft, 1.0 - call.label_smoothing + soft
     options = (
         inv_T, LOG2E * inv_T, call.unit, call.label_smoothing, call.z_loss, call.softcap or 0.0,
-        call.unit * call.map_scale * inv_T,
+        call.unit * call.map_scale * inv_T, 1.0 / (call.softcap or 1.0), 2.0 * call.z_loss / call.unit, *targets,
     )  # fmt: skip
     with np.errstate(all="ignore"):
-        record["options64"] = record["options32"] = options
+        record["options64"] = (*options, 0.0, 0.0)
+        record["options32"] = (*options, *(v - float(np.float32(v)) for v in targets))
     record["n"], record["k"] = call.n_rows, call.k
     kinds = [name for name in maps if name != "hess"]
     kind = "entropy_grad" if kinds and call.quantity == "entropy" else "".join(kinds)
@@ -212,9 +226,7 @@ def _softmax_launches(run: Execution, rows: dict[str, Any], maps: dict[str, Any]
         run.gradient_factors(record, compute)
     record["team"] = team = team_size(call.k, x.itemsize)
     record["parts"] = 1
-    level = "FULL" if call.quantity == "entropy" or FULL_RESULTS.intersection(rows) else "PLAIN"
-    if call.softcap is not None or call.label_smoothing != 0.0:
-        level = "ANY"
+    level = softmax_level(call, rows)
     dtype = x.dtype.name
     for name, out in rows.items():
         record[name] = out.data.ptr

@@ -53,8 +53,9 @@ class Kernel(NamedTuple):
 
 
 # How much a kernel of the softmax family gathers of a row, and what it writes beside the row's results.
-LEVELS = {"PLAIN": "", "FULL": "_full", "ANY": "_any"}
+LEVELS = {"PLAIN": "", "FULL": "_full", "OPTIONS": "_options", "ANY": "_any"}
 MAPS = {"NO_MAPS": "", "GRADIENTS": "_maps", "DISTRIBUTIONS": "_distributions"}
+MAPS_OF = {"OPTIONS": ("NO_MAPS", "GRADIENTS"), "ANY": ("NO_MAPS",)}  # the other levels have all
 
 
 def softmax_name(dtype: str, level: str, maps: str) -> str:
@@ -76,7 +77,7 @@ def _kernels() -> list[Kernel]:
         for dtype, T in TYPES.items()
         for level in LEVELS
         for maps in MAPS
-        if level != "ANY" or maps == "NO_MAPS"  # with all options, maps are for the careful kernels
+        if maps in MAPS_OF.get(level, MAPS)
     ]
     plain = {
         "distributions": ("cross_entropy_rows", "entropy_rows", "divergence_rows"),

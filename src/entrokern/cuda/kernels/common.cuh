@@ -45,11 +45,19 @@ template <> struct limits<double> {
 
 #ifdef __CUDA_ARCH__
 D float reciprocal(float v) { float r; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }  // of normal numbers
+D double reciprocal(double v) {
+  double r;
+  asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(r) : "d"(v));
+#pragma unroll
+  for (int i = 0; i < 3; ++i) r = fma(r, fma(-v, r, 1.0), r);  // a division would be a call
+  return r;
+}
 D float approximate_exp2(float t) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(t)); return r; }
 D float widened(float16 h) { float r; asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(h.bits)); return r; }
 D void narrow(float v, float16 &h) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h.bits) : "f"(v)); }
 #else
 D float reciprocal(float v) { return shim_rcp(v); }
+D double reciprocal(double v) { return 1 / v; }
 D float approximate_exp2(float t) { return shim_ex2(t); }
 D float widened(float16 h) { return shim_half_to_float(h.bits); }
 D void narrow(float v, float16 &h) { h.bits = shim_float_to_half(v); }
@@ -84,10 +92,30 @@ D float tanh_of(float v) { return tanhf(v); }
 D double tanh_of(double v) { return tanh(v); }
 D float larger(float a, float b) { return fmaxf(a, b); }  // of a number and NaN: the number
 D double larger(double a, double b) { return fmax(a, b); }
+D float fused(float a, float b, float c) { return fmaf(a, b, c); }  // a·b + c, rounded once
+D double fused(double a, double b, double c) { return fma(a, b, c); }
 D float smaller(float a, float b) { return fminf(a, b); }
 D double smaller(double a, double b) { return fmin(a, b); }
 D float magnitude(float v) { return fabsf(v); }
 D double magnitude(double v) { return fabs(v); }
+
+// --- polynomials in float32 -----------------------------------------------------------------------------
+
+template <int N> D float polynomial(float x, const float (&c)[N]) {
+  float r = c[N - 1];
+#pragma unroll
+  for (int i = N - 2; i >= 0; --i) r = fmaf(r, x, c[i]);
+  return r;
+}
+
+// (e^-d - 1 + d)/d² for |d| <= 1
+D float expm1_tail(float d) {
+  const float c[] = {EXPM1_TAIL_F32};
+  return polynomial(d, c);
+}
+
+// e^u - 1 for -1 <= u <= 0, with the digits that e^u has not
+D float excess_of(float u) { return u + u * u * expm1_tail(-u); }
 
 // --- vectors: 16 bytes of numbers -------------------------------------------------------------------
 

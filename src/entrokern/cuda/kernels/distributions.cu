@@ -36,14 +36,14 @@ struct Distribution {
 
 // A row's largest logit and log Z; a row without a finite maximum has no softmax: everything is NaN.
 D Distribution distribution(const Operand &o, i64 row, int form, double T, double cap, i64 k, const Team &team) {
-  Distribution d = {o, row_start(o, row), form, 1 / T, {1.4426950408889634 / T, cap, cap == 0 ? 0.0 : 1 / cap}, 0, 0, 0, 1, 0};
+  Distribution d = {o, row_start(o, row), form, 1 / T, {1.4426950408889634 / T, 1 / T, cap, cap == 0 ? 0.0 : 1 / cap}, 0, 0, 0, 1, 0};
   if (form != LOGITS) return d;
-  Gather<ANY, double> gather;
+  Gather<OPTIONS, double> gather;
   gather.scaling = d.scaling;
   gather.class_weight = nullptr;
   gather.smoothed = false;
   gather.y = limits<double>::inf();
-  Joined<ANY, double> all;
+  Joined<OPTIONS, double> all;
   all.scale = d.scaling.scale;
   for (i64 low = 0; low < k; low += SEGMENT) {
     const i64 high = segment_end(low, k);
@@ -52,7 +52,7 @@ D Distribution distribution(const Operand &o, i64 row, int form, double T, doubl
       double one[1] = {d.raw(c)};
       gather(Places<1>{c, 0}, one);
     }
-    Joined<ANY, double> part = all;
+    Joined<OPTIONS, double> part = all;
     part.r = gather.r;
     part = joined_by(team, part);
     if (low == 0) {

@@ -1,6 +1,8 @@
 // Rows of logits, with labels or without a target: one read gives every number of a row, a second the arrays of x's shape.
 
-enum { INV_T, SCALE, UNIT, SMOOTHING, Z_LOSS, CAP, FACTOR };  // options: SCALE = log2(e)/T, FACTOR = unit·map_scale/T
+// options: SCALE = log2(e)/T, FACTOR = unit·map_scale/T, Z_SLOPE = 2·z_loss/unit; SOFT = ε/k and OWN = 1 - ε + ε/k, the
+// weights of a class and of the label's, and what float32 has rounded away of them
+enum { INV_T, SCALE, UNIT, SMOOTHING, Z_LOSS, CAP, FACTOR, INV_CAP, Z_SLOPE, SOFT, OWN, SOFT_LOW, OWN_LOW };
 enum { NO_MAPS, GRADIENTS, DISTRIBUTIONS };  // what a kernel can write beside row results
 enum { ENTROPY_GRADIENT, SOFTMAX, LOG_SOFTMAX };  // the distributions
 enum { WHOLE_ROWS, PARTS_OF_ROWS, FROM_PARTS };  // what a team works on; a row's parts are its segments
@@ -13,8 +15,8 @@ struct Arguments {
   void *records;  // of the parts of rows
   i64 n, k, ignore_index;
   int team, mode, parts, has_labels, has_ignored, map_kind;
-  double options64[7];
-  float options32[7];
+  double options64[13];
+  float options32[13];
 };
 
 D float option(const Arguments &a, int i, float) { return a.options32[i]; }
@@ -68,15 +70,15 @@ template <int LEVEL, class C> D void finish(const Arguments &a, i64 row, const R
   put(a.max, row, top);
   put(a.log_Z, row, finite ? L : nan);
   const C ln2 = (C)0.6931471805599453;
-  const C entropy = LEVEL >= FULL && finite ? (L - r.spread / Z * ln2) * unit : nan;
-  if (LEVEL >= FULL) {
+  const C entropy = (LEVEL & FULL) && finite ? (L - r.spread / Z * ln2) * unit : nan;
+  if (LEVEL & FULL) {
     put(a.entropy, row, entropy);
     if (a.argmax) a.argmax[row] = has_nan ? -1 : r.at;
     if (a.rank) a.rank[row] = has_nan || y.at < 0 ? -1 : r.above;
   }
   if (y.given) {
-    const C gap = (top - (LEVEL == ANY ? scaling.shown(y.logit) : y.logit)) * inv_T;
-    C loss = (LEVEL == ANY ? label_loss(a, r, L, gap, y.weight) : y.weight == 0 ? L * 0 : y.weight * (L + gap)) * unit;
+    const C gap = (top - ((LEVEL & OPTIONS) ? scaling.shown(y.logit) : y.logit)) * inv_T;
+    C loss = ((LEVEL & OPTIONS) ? label_loss(a, r, L, gap, y.weight) : y.weight == 0 ? L * 0 : y.weight * (L + gap)) * unit;
     if (option(a, Z_LOSS, C()) != 0) loss += option(a, Z_LOSS, C()) * lse * lse;
     put(a.loss, row, y.ignored ? (C)0 : y.bad ? nan : loss);
     put(a.log_prob, row, y.at < 0 ? nan : -(L + gap));
@@ -89,20 +91,53 @@ template <int LEVEL, class C> D void finish(const Arguments &a, i64 row, const R
 
 template <class C> struct RowMap {
   i64 label;
-  C m, L, mean, inv_Z, rest;  // rest: 1 - p of the largest logit
+  C m, L, mean, inv_Z, rest;  // m: what is shown of the largest logit; rest: 1 - p of that
   C scale, inv_T;
   C factor, slope;  // of the gradient; of the Hessian
   C fill;           // what the row is filled with
   bool filled;
+  // With options, (pull·e^z - b·Z)·factor: with e^z as the record keeps it, most of that is known of the row.
+  Scaling<C> scaling;
+  C A, more, pull, n, S;
+  C counted, others, own;  // beside pull·x, of classes that are counted and of others; what is written for the label
+  bool weighs;             // b is another one for each class
 };
 
-template <int MAPS, class C> D RowMap<C> map_of(const Arguments &a, i64 row, const Record<C> &r, const Label<C> &y) {
+// What pull·e^z - b·Z has beside pull·x, for a class whose e^z is counted or is not. A - b·n can be next to nothing: it is
+// rounded once, and then only what is as small is added.
+template <class C> D C beside_x(const RowMap<C> &p, C b, C b_low, bool counted) {
+  const C less = b_low * p.n + b * p.S;
+  return counted ? (fused(-b, p.n, p.A) - less) + p.more : -(b * p.n + less);
+}
+
+// Gradients with options: b is ε/k·w, and (1-ε)·w_y + ε/k·w_y of the label; A = Σ b. What z_loss·lse² adds,
+// 2·z_loss·lse·p, is more of A where that is times p.
+template <class C> D void set_pulls(const Arguments &a, const Record<C> &r, const Label<C> &y, RowMap<C> &p) {
+  const C soft = option(a, SOFT, C()), soft_low = option(a, SOFT_LOW, C()), z_slope = option(a, Z_SLOPE, C());
+  const C own = option(a, OWN, C()) * y.weight, own_low = option(a, OWN_LOW, C()) * y.weight;
+  p.n = r.n;
+  p.S = r.S;
+  p.weighs = sizeof(C) == 8 && a.class_weight && soft > 0;
+  p.A = p.weighs ? own + soft * (r.weights - y.weight) : y.weight;
+  p.more = z_slope == 0 ? z_slope : z_slope * (r.top * p.inv_T + log1p_of(r.S + (r.n - 1)));
+  p.pull = p.A + p.more;
+  p.slope *= p.A * p.inv_Z;
+  p.counted = beside_x(p, soft, soft_low, true);
+  p.others = beside_x(p, soft, soft_low, false);
+  const C z = p.scaling.shown(y.logit);
+  bool counted;
+  const C x = excess_or_exp(z - p.m, p.scaling, counted);
+  p.own = (p.pull * x + beside_x(p, own, own_low, counted)) * p.factor * p.scaling.slope(y.logit, z);
+}
+
+template <int LEVEL, int MAPS, class C>
+D RowMap<C> map_of(const Arguments &a, i64 row, const Record<C> &r, const Label<C> &y, const Scaling<C> &scaling) {
   RowMap<C> p;
   const C Z = r.S + r.n, S = r.S + (r.n - 1);
   const bool logarithm = MAPS == DISTRIBUTIONS && a.map_kind == LOG_SOFTMAX;
   const bool weighed = MAPS == GRADIENTS || a.map_kind == ENTROPY_GRADIENT;
   p.label = y.at;
-  p.m = r.m;
+  p.m = (LEVEL & OPTIONS) ? r.top : r.m;
   p.inv_Z = 1 / Z;
   p.rest = S / Z;
   p.L = logarithm ? log1p_of(S) : (C)0;
@@ -112,8 +147,10 @@ template <int MAPS, class C> D RowMap<C> map_of(const Arguments &a, i64 row, con
   C f = option(a, FACTOR, C());
   if (a.map_scale) f *= *(const C *)a.map_scale;
   if (a.row_factors) f *= ((const C *)a.row_factors)[row];
-  p.factor = f * y.weight;
+  p.factor = f * ((LEVEL & OPTIONS) ? p.inv_Z : y.weight);
   p.slope = p.factor * p.inv_T;
+  p.scaling = scaling;
+  if (LEVEL & OPTIONS) set_pulls(a, r, y, p);
   const bool left_out = weighed && (f == 0 || y.ignored);
   // The logarithm is still of use where the largest logit is +inf.
   const bool undefined = Z != Z || r.n == 0 || (!logarithm && !is_finite(r.m)) || (weighed && y.bad);
@@ -128,9 +165,24 @@ template <class C> D C gradient_value(const RowMap<C> &p, C v, bool of_label) {
   return (of_label ? -(v == p.m ? p.rest : 1 - e) : e) * p.factor;
 }
 
+// The same with options; `soft` is b of a class where classes weigh differently.
+template <class C> D C optional_gradient_value(const RowMap<C> &p, C v, bool of_label, C soft) {
+  const C z = p.scaling.shown(v);
+  bool counted;
+  const C x = excess_or_exp(z - p.m, p.scaling, counted);
+  const C beside = p.weighs ? beside_x(p, soft, (C)0, counted) : counted ? p.counted : p.others;
+  return of_label ? p.own : (p.pull * x + beside) * p.factor * p.scaling.slope(v, z);
+}
+
 template <class C> D C hessian_value(const RowMap<C> &p, C v) {
   const C e = exp2_of((v - p.m) * p.scale) * p.inv_Z;
   return e * (v == p.m ? p.rest : 1 - e) * p.slope;
+}
+
+template <class C> D C optional_hessian_value(const RowMap<C> &p, C v) {
+  bool counted;
+  const C x = excess_or_exp(v - p.m, p.scaling, counted);
+  return (counted ? 1 + x : x) * ((counted ? p.n - 1 : p.n) + (p.S - x)) * p.slope;
 }
 
 template <class C> D C distribution_value(const RowMap<C> &p, int kind, C v) {
@@ -154,7 +206,7 @@ template <class T, class C> D void store_one(const Operand &o, i64 at, C v, cons
 }
 
 // Writes the maps of what it visits. Each thread reads what it writes, so an output may be the row itself.
-template <class T, int MAPS, class C> struct Write {
+template <class T, int LEVEL, int MAPS, class C> struct Write {
   const Arguments &a;
   const RowMap<C> &p;
   i64 map_start, hess_start, high;
@@ -166,7 +218,7 @@ template <class T, int MAPS, class C> struct Write {
       const int label = places.find(p.label);
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        const C value = MAPS == GRADIENTS ? gradient_value(p, v[j], places.offset(j) == label) : distribution_value(p, a.map_kind, v[j]);
+        const C value = value_of(v[j], places.at(j), places.offset(j) == label);
         out[j] = p.filled ? p.fill : value;
       }
       put_all(a.map, map_start, places, out);
@@ -174,9 +226,19 @@ template <class T, int MAPS, class C> struct Write {
     if (MAPS == GRADIENTS && a.hess.data) {
       C out[N];
 #pragma unroll
-      for (int j = 0; j < N; ++j) out[j] = p.filled ? p.fill : hessian_value(p, v[j]);
+      for (int j = 0; j < N; ++j) {
+        const C value = (LEVEL & OPTIONS) ? optional_hessian_value(p, v[j]) : hessian_value(p, v[j]);
+        out[j] = p.filled ? p.fill : value;
+      }
       put_all(a.hess, hess_start, places, out);
     }
+  }
+
+  D C value_of(C v, i64 at, bool of_label) const {
+    if (MAPS == DISTRIBUTIONS) return distribution_value(p, a.map_kind, v);
+    if (!(LEVEL & OPTIONS)) return gradient_value(p, v, of_label);
+    const C soft = p.weighs && at < high ? option(a, SOFT, C()) * ((const C *)a.class_weight)[at] : (C)0;
+    return optional_gradient_value(p, v, of_label, soft);
   }
 
   template <int W, int N> D void put_all(const Operand &o, i64 start, const Places<W> &places, C (&v)[N]) const {
@@ -228,8 +290,7 @@ template <class T, int LEVEL, int MAPS> D void softmax_rows(const Arguments &a) 
   const bool CLUSTERS = MAPS != NO_MAPS;
   DYNAMIC_SHARED(dynamic);
   Gather<LEVEL, C> gather;
-  const C cap = LEVEL == ANY ? option(a, CAP, C()) : (C)0;
-  gather.scaling = {option(a, SCALE, C()), cap, cap == 0 ? cap : 1 / cap};
+  gather.scaling = {option(a, SCALE, C()), option(a, INV_T, C()), (LEVEL & OPTIONS) ? option(a, CAP, C()) : (C)0, option(a, INV_CAP, C())};
   gather.class_weight = (const C *)a.class_weight;
   gather.smoothed = option(a, SMOOTHING, C()) > 0;
   gather.k = a.k;
@@ -267,10 +328,10 @@ template <class T, int LEVEL, int MAPS> D void softmax_rows(const Arguments &a) 
     }
     if (real && team.lane == 0 && part == 0 && (!shared || cluster_rank() == 0)) finish<LEVEL>(a, row, all.r, y, gather.scaling);
     if (MAPS != NO_MAPS && real) {
-      const RowMap<C> p = map_of<MAPS>(a, row, all.r, y);
+      const RowMap<C> p = map_of<LEVEL, MAPS>(a, row, all.r, y, gather.scaling);
       const i64 map_start = row_start(a.map, row), hess_start = row_start(a.hess, row);
       const bool vectors = in_line<T>(a.x, a.k) && lies_like(a.map, x, map_start) && lies_like(a.hess, x, hess_start);
-      Write<T, MAPS, C> write = {a, p, map_start, hess_start, a.k, vectors};
+      Write<T, LEVEL, MAPS, C> write = {a, p, map_start, hess_start, a.k, vectors};
       // The other way round: what was read last is still in cache.
       const Share share = share_of<CLUSTERS>(a, part);
       for (int s = share.last(); s >= share.first; s -= share.step) {

@@ -50,24 +50,6 @@ template <int N> struct TwofoldSums {
   }
 };
 
-// --- polynomials in float32 -----------------------------------------------------------------------------
-
-template <int N> D float polynomial(float x, const float (&c)[N]) {
-  float r = c[N - 1];
-#pragma unroll
-  for (int i = N - 2; i >= 0; --i) r = fmaf(r, x, c[i]);
-  return r;
-}
-
-// (e^-d - 1 + d)/d² for |d| <= 1
-D float expm1_tail(float d) {
-  const float c[] = {EXPM1_TAIL_F32};
-  return polynomial(d, c);
-}
-
-// e^u - 1 for -1 <= u <= 0, with the digits that e^u has not
-D float excess_of(float u) { return u + u * u * expm1_tail(-u); }
-
 // --- two rows at once -------------------------------------------------------------------------------------
 
 // Whether the 16-byte loads of both rows fall on the same classes.
