@@ -59,6 +59,14 @@ template <int N> D float polynomial(float x, const float (&c)[N]) {
   return r;
 }
 
+#define LN2 0.693147181f
+
+// (2^-d - 1 + d·log 2)/d² for |d| <= 1
+D float exp2_tail(float d) {
+  const float c[] = {EXP2_TAIL_F32};
+  return polynomial(d, c);
+}
+
 // (e^-d - 1 + d)/d² for |d| <= 1
 D float expm1_tail(float d) {
   const float c[] = {EXPM1_TAIL_F32};
@@ -78,7 +86,7 @@ template <class T> D bool side_by_side(const Operand &x, const T *a, const Opera
 // `visit(places, values of a, values of b)`, as `sweep_line` and `sweep_apart` do it for one row.
 template <class T, class Visit>
 D void sweep_lines(const T *a, const T *b, i64 low, i64 high, const Team &team, Visit &visit) {
-  const int N = vector_of<T>::size, PAIRS = IN_FLIGHT / 2;
+  const int N = vector_of<T>::size, PAIRS = IN_FLIGHT / 2, GROUP = AT_ONCE / N < PAIRS ? AT_ONCE / N : PAIRS;
   const int head = before_boundary(a + low, high - low);
   const i64 first = low + head;
   const int vectors = (int)((high - first) / N);
@@ -106,11 +114,11 @@ D void sweep_lines(const T *a, const T *b, i64 low, i64 high, const Team &team, 
       load_vectors(vb + i + step, team.size, coming_b);
     }
 #pragma unroll
-    for (int j = 0; j < PAIRS; ++j) {
-      float p[N], q[N];
-      unpack(ua[j], a, p);
-      unpack(ub[j], b, q);
-      visit(Places<N>{first + ((i64)i + j * team.size) * N, 0}, p, q);
+    for (int j = 0; j < PAIRS; j += GROUP) {
+      float p[GROUP * N], q[GROUP * N];
+      unpack_vectors(ua, j, a, p);
+      unpack_vectors(ub, j, b, q);
+      visit(Places<N>{first + ((i64)i + j * team.size) * N, team.size * N}, p, q);
     }
     i += step;
   }
@@ -159,14 +167,14 @@ template <class T> struct MapWriter {
   bool vectors;
 
   template <int W, int N> D void put(const Places<W> &places, float (&v)[N]) const {
-    if (W == vector_of<T>::size && vectors) {
+    if (W % vector_of<T>::size == 0 && vectors) {
       store_vectors(row, places, v);
       return;
     }
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       const i64 at = places.at(j);
-      if (at < high) narrow(v[j], row[at * stride]);
+      if (W > 1 || at < high) narrow(v[j], row[at * stride]);  // a vector does not reach beyond
     }
   }
 };
