@@ -92,7 +92,7 @@ def _kernels() -> list[Kernel]:
         for maps in (False, True):
             end = f"{dtype}_maps" if maps else dtype
             kernels.append(
-                Kernel(f"soft_target_{end}", "soft_targets", f"soft_target_rows<{T}, {spelled(maps)}>", BLOCK, 2)
+                Kernel(f"soft_target_{end}", "soft_targets", f"soft_target_rows{'_and_maps' * maps}<{T}>", BLOCK, 2)
             )
             kernels.append(
                 Kernel(f"softmax_pair_{end}", "softmax_pairs", f"softmax_pair_rows<{T}, {spelled(maps)}>", BLOCK, 2)
