@@ -29,7 +29,7 @@ FAMILIES = {
     "softmax": ("common.cuh", "records.cuh", "softmax.cu"),
     "distributions": ("common.cuh", "records.cuh", "careful.cuh", "distributions.cu"),
     "soft_targets": ("common.cuh", "records.cuh", "twofold.cuh", "two_operands.cuh", "soft_targets.cu"),
-    "softmax_pairs": ("common.cuh", "records.cuh", "twofold.cuh", "two_operands.cuh", "softmax_pairs.cu"),
+    "softmax_pairs": ("common.cuh", "twofold.cuh", "two_operands.cuh", "softmax_pairs.cu"),
     "tables": ("common.cuh", "twofold.cuh", "tables.cu"),
     "binary": ("common.cuh", "twofold.cuh", "binary.cu"),
     "elements": ("common.cuh", "careful.cuh", "elements.cu"),
@@ -150,7 +150,7 @@ def _coefficients() -> str:
 
     wide, narrow = (
         ("ATANH_TAIL", "EXPM1_TAIL"),
-        ("EXP2_TAIL_F32", "ATANH_FIFTH_F32", "EXPM1_TAIL_F32", "LOG1P_F32", "HALF_TANH", "EVEN_JS"),
+        ("EXP2_TAIL_F32", "ATANH_FIFTH_F32", "LOG1P_F32", "HALF_TANH", "EVEN_JS"),
     )
     return "\n".join([defined(name, False) for name in wide] + [defined(name, True) for name in narrow])
 

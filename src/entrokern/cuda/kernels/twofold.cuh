@@ -14,15 +14,11 @@ struct Twofold {
   }
 };
 
-// a + b, a·b and (a + b) - c as a number and its rounding
+// a + b as a number and its rounding
 D Twofold exact_sum(float a, float b) {
   Twofold r = {a, 0};
   r.add(b);
   return r;
-}
-D Twofold exact_product(float a, float b) {
-  const float p = a * b;
-  return {p, fmaf(a, b, -p)};
 }
 
 // Several such sums, for a team's threads to join.
@@ -66,15 +62,6 @@ D float exp2_tail(float d) {
   const float c[] = {EXP2_TAIL_F32};
   return polynomial(d, c);
 }
-
-// (e^-d - 1 + d)/d² for |d| <= 1
-D float expm1_tail(float d) {
-  const float c[] = {EXPM1_TAIL_F32};
-  return polynomial(d, c);
-}
-
-// e^u - 1 for -1 <= u <= 0, with the digits that e^u has not
-D float excess_of(float u) { return u + u * u * expm1_tail(-u); }
 
 // --- two rows at once -------------------------------------------------------------------------------------
 
