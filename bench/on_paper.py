@@ -52,6 +52,7 @@ OPERATIONS = (
     Operation("KL, logits, float32", "softmax_pair_float32", 2, 8, 0.85),
     Operation("KL, logits, bfloat16", "softmax_pair_bfloat16", 2, 4, 0.85),
     Operation("KL, logits + gradient, float32", "softmax_pair_float32_maps", 2, 12),
+    Operation("JS, logits, float32", "softmax_js_float32", 2, 8),
     Operation("KL, probs, float32", "table_kl_float32", 2, 8, 0.9),
     Operation("KL, probs, bfloat16", "table_kl_bfloat16", 2, 4, 0.9),
     Operation("JS, probs, float32", "table_js_float32", 2, 8),

@@ -194,7 +194,8 @@ def test_rows_that_hardly_differ(backend: str, dtype: str, k: int, record_error:
     p = (rng.normal(size=(n, k)) * 10.0 ** rng.uniform(-3, 2, size=(n, 1))).astype(FLOATS[dtype])
     bits = p.copy().view(f"u{p.itemsize}")
     bits += (np.arange(k) == rng.integers(k, size=(n, 1))) | (rng.random((n, k)) < rng.choice([0, 0.5], size=(n, 1)))
-    q, options = bits.view(p.dtype), {"p_form": "logits", "q_form": "logits", "return_grad": "q"}
-    want = evaluate(MP, "kl_divergence", [p, q], options)
-    for output, error in check(call("kl_divergence", [p, q], options), want, p.dtype).items():
-        record_error(f"kl_divergence: {output}", backend, dtype, error)
+    q, forms = bits.view(p.dtype), {"p_form": "logits", "q_form": "logits"}
+    for function, options in (("kl_divergence", forms | {"return_grad": "q"}), ("js_divergence", forms)):
+        want = evaluate(MP, function, [p, q], options)
+        for output, error in check(call(function, [p, q], options), want, p.dtype).items():
+            record_error(f"{function}: {output}", backend, dtype, error)

@@ -89,13 +89,14 @@ def _kernels() -> list[Kernel]:
             kernels.append(
                 Kernel(f"table_{quantity.lower()}_{dtype}", "tables", f"table_rows<{T}, {quantity}>", BLOCK, 2)
             )
+        kernels.append(Kernel(f"softmax_js_{dtype}", "softmax_pairs", f"softmax_pair_rows<{T}, JS, false>", BLOCK, 2))
         for maps in (False, True):
             end = f"{dtype}_maps" if maps else dtype
             kernels.append(
                 Kernel(f"soft_target_{end}", "soft_targets", f"soft_target_rows{'_and_maps' * maps}<{T}>", BLOCK, 2)
             )
             kernels.append(
-                Kernel(f"softmax_pair_{end}", "softmax_pairs", f"softmax_pair_rows<{T}, {spelled(maps)}>", BLOCK, 2)
+                Kernel(f"softmax_pair_{end}", "softmax_pairs", f"softmax_pair_rows<{T}, KL, {spelled(maps)}>", BLOCK, 2)
             )
             for kind, Y in (("", T), ("_bytes", "unsigned char")):
                 for of in ("elements", "rows"):

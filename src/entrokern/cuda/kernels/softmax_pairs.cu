@@ -1,7 +1,7 @@
-// KL divergence of two softmaxes of one dtype, and its gradient by the second, in float32.
+// KL divergence of two softmaxes of one dtype, and its gradient by the second, and JS of equal weights, in float32.
 //
-// The first sweep gives both normalisers, the second Σ p·(δ + e^-δ - 1) with δ = log(p/q): as many reads as it takes to
-// be never negative, and 0 for equal rows. Rows that are not ordinary come out as NaN, for the careful kernels.
+// The first sweep gives both normalisers, the second Σ p·(δ + e^-δ - 1) with δ = log(p/q), or what JS has for it: as many
+// reads as it takes to be never negative, and 0 for equal rows. Rows that are not ordinary come out as NaN, for the careful kernels.
 
 // The largest logit, and Σ e^(z - m). What of it is less than 2^-126 may be lost.
 struct Normaliser {
@@ -77,8 +77,9 @@ struct Comparison {
   }
 };
 
-// Σ p·(δ + e^-δ - 1), and Σ (p - q): by the way, as Σ p·δ less that, or for a gradient with the digits of its own.
-template <bool MAPS> struct Terms {
+// Σ p·(δ + e^-δ - 1), and Σ (p - q): by the way, as Σ p·δ less that, or for a gradient with the digits of its own. Of JS
+// its terms, of which each needs p - q.
+template <int QUANTITY, bool MAPS> struct Terms {
   enum { TERMS, OTHER };
   TwofoldSums<2> sums;
   float farthest;  // |δ|
@@ -95,13 +96,18 @@ template <bool MAPS> struct Terms {
     for (int j = 0; j < N; ++j) {
       const Comparison::Class c = pair.at(a[j], b[j]);
       const float d = c.delta, p = approximate_exp2(c.log2_p), q = approximate_exp2(c.log2_q), w = d * exp2_tail(d);
-      float excess = d * w;
-      if (!c.near()) {
-        excess = fmaf(d, LN2, -1.0f);
-        terms += q;
+      const float difference = c.near() ? p * (d * (LN2 - w)) : p - q;
+      if (QUANTITY == JS) {
+        terms += js_term(p, q, difference);
+      } else {
+        float excess = d * w;
+        if (!c.near()) {
+          excess = fmaf(d, LN2, -1.0f);
+          terms += q;
+        }
+        terms = fmaf(p, excess, terms);
       }
-      terms = fmaf(p, excess, terms);
-      other += MAPS ? (c.near() ? p * (d * (LN2 - w)) : p - q) : p * d;
+      other += MAPS || QUANTITY == JS ? difference : p * d;
       farthest = larger(farthest, magnitude(d));
     }
     sums.sum[TERMS].add(terms);
@@ -134,7 +140,7 @@ template <class T> struct Slopes {
   }
 };
 
-template <class T, bool MAPS> D void softmax_pair_rows(const Arguments &a) {
+template <class T, int QUANTITY, bool MAPS> D void softmax_pair_rows(const Arguments &a) {
   const float lowest = -limits<float>::inf();
   for (const auto [team, row, real] : Rows(a.n, a.team)) {
     const T *x = (const T *)a.x.data + row_start(a.x, row), *y = (const T *)a.y.data + row_start(a.y, row);
@@ -147,17 +153,20 @@ template <class T, bool MAPS> D void softmax_pair_rows(const Arguments &a) {
       all.join(joined_by(team, part));
     }
     const Normaliser &p = all.p, &q = all.q;
-    Terms<MAPS> terms;
+    Terms<QUANTITY, MAPS> terms;
     terms.begin();
     terms.pair = {p.m, q.m, a.scale, log2f(p.Z / q.Z)};
     sweep_pairs(a.x, x, a.y, y, 0, a.k, a.k, team, lowest, lowest, terms);
     terms = joined_by(team, terms);
-    // Were δ right, Σ (p - q) would be 0: the error of the shift makes it that, and adds half its square to the terms.
+    // Were δ right, Σ (p - q) would be 0: the error of the shift makes it that, and adds half its square to the terms, of
+    // JS a quarter of that.
     const float rough = terms.sums.sum[0].value() / p.Z, other = terms.sums.sum[1].value() / p.Z;
-    const float error = MAPS ? other : fmaf(other, LN2, -rough), total = rough - 0.5f * error * error;
-    // Where that is most of it, and where numbers below 2^-126 might matter, each times δ: that is for the careful ones.
-    const bool small = terms.farthest > 0 && total < 1.97215226e-31f * (float)a.k * larger(terms.farthest, 1.0f);
-    const bool ordinary = p.ordinary() && q.ordinary() && error * error <= rough && !small;
+    const float error = MAPS || QUANTITY == JS ? other : fmaf(other, LN2, -rough);
+    const float added = (QUANTITY == JS ? 0.125f : 0.5f) * error * error, total = rough - added;
+    // Where that is most of it, and where numbers below 2^-126 might matter (each times δ), the careful ones are asked.
+    const float least = 1.97215226e-31f * (float)a.k * (QUANTITY == JS ? 1.0f : larger(terms.farthest, 1.0f));
+    const bool small = terms.farthest > 0 && total < least;
+    const bool ordinary = p.ordinary() && q.ordinary() && added <= 0.5f * rough && !small;
     const float loss = ordinary ? or_left(total * a.unit) : limits<float>::nan();
     if (real && team.lane == 0) a.loss[row] = loss;
     if (!MAPS) continue;

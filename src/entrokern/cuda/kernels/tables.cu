@@ -11,10 +11,6 @@ struct Arguments {
   float unit;
 };
 
-enum { ENTROPY, KL, JS };  // JS of equal weights
-
-D float quotient(float difference, float total) { return difference * reciprocal(larger(total, limits<float>::smallest())); }
-
 // p·log(p/q) - (p-q), for p and q from 2^-126 on. With r = q·2^n, a power of 2 that brings it within half of p, that is
 //   (p·n·log 2 - (r-q)) + (p·log(p/r) - (p-r)):
 // the first vanishes where q is near p, and its difference is exact where much of it cancels; the second is
@@ -25,16 +21,6 @@ D float kl_term(float p, float q) {
   const float c[] = {ATANH_FIFTH_F32};
   const float close = d * s * fmaf(fmaf(s, s, s), polynomial(s * s, c), 1.0f);
   return fmaf(p, (float)steps * 8.26295836e-8f, q - r) + close;  // 2^-23·log 2
-}
-
-// (p+q)/4·[(1+t)·log(1+t) + (1-t)·log(1-t)] with t = |p-q|/(p+q): by its series where t is small and the logarithms cancel
-D float js_term(float p, float q) {
-  const float distance = magnitude(p - q), both = p + q, t = quotient(distance, both), u = t * t;
-  const float c[] = {EVEN_JS};
-  const float near = distance * t * fmaf(u, polynomial(u, c), 1.0f) * 0.25f;
-  // t may round to 1: then hardly anything is left of the smaller.
-  const float far = (larger(p, q) * log1pf(t) + smaller(p, q) * logf(larger(1 - t, 1.4901161e-8f))) * 0.5f;
-  return t <= 0.7f ? near : far;
 }
 
 template <int QUANTITY> struct Gathered {
@@ -66,7 +52,7 @@ template <int QUANTITY> struct Gathered {
         continue;
       }
       strange = strange || !(p[j] >= 0) || !(q[j] >= 0);
-      terms += QUANTITY == JS ? js_term(p[j], q[j]) : p[j] == 0 ? 0.0f : -p[j] * logf(p[j]);
+      terms += QUANTITY == JS ? js_term(p[j], q[j], p[j] - q[j]) : p[j] == 0 ? 0.0f : -p[j] * logf(p[j]);
     }
     sums.sum[TERMS].add(terms);
   }

@@ -63,6 +63,18 @@ D float exp2_tail(float d) {
   return polynomial(d, c);
 }
 
+enum { ENTROPY, KL, JS };  // JS of equal weights
+
+// (p+q)/4·[(1+t)·log(1+t) + (1-t)·log(1-t)] with t = |p-q|/(p+q): by its series where t is small and the logarithms cancel
+D float js_term(float p, float q, float difference) {
+  const float distance = magnitude(difference), both = p + q, t = distance * reciprocal(larger(both, limits<float>::smallest()));
+  const float c[] = {EVEN_JS}, u = t * t;
+  const float near = distance * t * fmaf(u, polynomial(u, c), 1.0f) * 0.25f;
+  // t may round to 1: then hardly anything is left of the smaller.
+  const float far = (larger(p, q) * log1pf(t) + smaller(p, q) * logf(larger(1 - t, 1.4901161e-8f))) * 0.5f;
+  return t <= 0.7f ? near : far;
+}
+
 // --- two rows at once -------------------------------------------------------------------------------------
 
 // Whether the 16-byte loads of both rows fall on the same classes.
