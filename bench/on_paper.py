@@ -33,7 +33,7 @@ class Operation(NamedTuple):
 
     name: str
     kernel: str
-    loads: int
+    loads: int | tuple[int, ...]  # of every sweep, or of each
     bytes: int
     target: float | None = None
 
@@ -50,10 +50,11 @@ OPERATIONS = (
     Operation("softmax, float32", "softmax_float32_distributions", 1, 8),
     Operation("CE, dense target, float32", "soft_target_float32", 2, 8, 0.85),
     Operation("CE, dense target, bfloat16", "soft_target_bfloat16", 2, 4, 0.85),
-    Operation("CE, dense target + gradient, float32", "soft_target_float32_maps", 2, 12),
+    Operation("CE, dense target + gradient, float32", "soft_target_float32_maps", (1, 2, 2), 12),
     Operation("KL, logits, float32", "softmax_pair_float32", 2, 8, 0.85),
     Operation("KL, logits, bfloat16", "softmax_pair_bfloat16", 2, 4, 0.85),
     Operation("KL, logits + gradient, float32", "softmax_pair_float32_maps", 2, 12),
+    Operation("JS, logits, float32", "softmax_js_float32", 2, 8),
     Operation("KL, probs, float32", "table_kl_float32", 2, 8, 0.9),
     Operation("KL, probs, bfloat16", "table_kl_bfloat16", 2, 4, 0.9),
     Operation("JS, probs, float32", "table_js_float32", 2, 8),
@@ -67,8 +68,10 @@ OPERATIONS = (
 def spent(operation: Operation, of: str) -> tuple[float, float]:
     """Instructions and special functions for a class, over all sweeps: of the `least` turn of loops, or their `mix`."""
     instructions = special = 0.0
-    for loop in loops_of(operation):
-        classes = cubin.elements_of(loop, operation.kernel) / operation.loads
+    loops = loops_of(operation)
+    loads = operation.loads if isinstance(operation.loads, tuple) else (operation.loads,) * len(loops)
+    for loop, count in zip(loops, loads, strict=True):
+        classes = cubin.elements_of(loop, operation.kernel) / count
         mix = getattr(loop, of)
         instructions += sum(mix.values()) / classes
         special += sum(n for op, n in mix.items() if op.startswith("MUFU")) / classes

@@ -235,3 +235,28 @@ def test_the_test_can_fail() -> None:
     got["loss"] = got["loss"] * np.float32(1 + 2e-5)
     with pytest.raises(AssertionError, match="times the bound"):
         check(got, want_all, np.dtype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("k", [2, 10, 1000])
+def test_rows_that_differ_by_a_constant_have_exactly_no_divergence(backend: str, dtype: str, k: int) -> None:
+    x = np.random.default_rng(k).integers(-30, 30, size=(9, k))
+    p, q = x.astype(FLOATS[dtype]), (x + 64).astype(FLOATS[dtype])
+    for function in (ek.kl_divergence, ek.js_divergence):
+        np.testing.assert_array_equal(function(p, q, p_form="logits", q_form="logits"), 0.0, err_msg=function.__name__)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("k", [2, 3, 10, 100])
+def test_rows_that_hardly_differ(backend: str, dtype: str, k: int, record_error: Record) -> None:
+    """By a last bit in one class or in some: the divergence is of the size of what rounding does to log(p/q)."""
+    rng = np.random.default_rng(k)
+    n = max(2, 40 // k)
+    p = (rng.normal(size=(n, k)) * 10.0 ** rng.uniform(-3, 2, size=(n, 1))).astype(FLOATS[dtype])
+    bits = p.copy().view(f"u{p.itemsize}")
+    bits += (np.arange(k) == rng.integers(k, size=(n, 1))) | (rng.random((n, k)) < rng.choice([0, 0.5], size=(n, 1)))
+    q, forms = bits.view(p.dtype), {"p_form": "logits", "q_form": "logits"}
+    for function, options in (("kl_divergence", forms | {"return_grad": "q"}), ("js_divergence", forms)):
+        want = evaluate(MP, function, [p, q], options)
+        for output, error in check(call(function, [p, q], options), want, p.dtype).items():
+            record_error(f"{function}: {output}", backend, dtype, error)

@@ -31,6 +31,10 @@ def expm1_tail(d: Any) -> Any:
     return mp.mpf(1) / 2 - d / 6 + d * d / 24 if abs(d) < mp.mpf(10) ** -10 else (mp.expm1(-d) + d) / d**2
 
 
+def exp2_tail(d: Any) -> Any:
+    return mp.log(2) ** 2 * expm1_tail(d * mp.log(2))
+
+
 def exp2_slope(r: Any) -> Any:
     ln2 = mp.log(2)
     return ln2 + r * ln2**2 / 2 if abs(r) < mp.mpf(10) ** -12 else mp.expm1(r * ln2) / r
@@ -48,8 +52,11 @@ def half_tanh(u: Any) -> Any:
 POLYNOMIALS: list[tuple[tuple[float, ...], Callable[[Any], Any], float, float, float]] = [
     (_formulas.ATANH_TAIL, atanh_tail, 0.0, 1 / 9, 2e-16),
     (_formulas.EXPM1_TAIL, expm1_tail, -1.0, 1.0, 1e-16),
+    (_formulas.EXPM1_TAIL_F32, expm1_tail, -1.0, 1.0, 1e-8),
     (vector.EXP2_F32, exp2_slope, -0.5, 0.5, 1.3e-8),
     (vector.EXP2_F64, exp2_slope, -0.5, 0.5, 2e-14),
+    (_formulas.EXP2_TAIL_F32, exp2_tail, -1.0, 1.0, 7e-9),
+    (_formulas.ATANH_FIFTH_F32, atanh_tail, 0.0, 0.04, 7.1e-7),
     (_formulas.LOG1P_F32, log1p_tail, 0.0, 1.0, 1.5e-6),
     (vector.LOG1P_F64, lambda v: log1p_tail(v + mp.mpf(1) / 2), -0.5, 0.5, 2e-14),
     (_formulas.HALF_TANH, half_tanh, 0.0, 1.0, 1.4e-8),

@@ -297,20 +297,22 @@ def _soft_targets(run: Execution) -> bool:
 
 
 def _fast_divergence(run: Execution) -> bool:
-    """KL of two softmaxes or of two tables of probabilities, JS of two tables, in float32; whether it is one."""
+    """KL, or JS of equal weights, of two softmaxes or two tables of probabilities, in float32; whether it is one."""
     call = run.call
     if call.form != call.y_form or not is_narrow(call.x, call.y) or not has_moderate_options(call):
         return False
     kl = call.quantity == "kl_divergence"
-    if call.form == "probs" and not call.maps and (kl or call.js_weight == 0.5):
+    if not kl and (call.maps or call.js_weight != 0.5):
+        return False
+    if call.form == "probs" and not call.maps:
         _tables(run, "kl" if kl else "js")
         return True
     grad = call.maps.get("grad_q")
-    if call.form != "logits" or not kl or not set(call.maps) <= {"grad_q"}:
+    if call.form != "logits" or not set(call.maps) <= {"grad_q"}:
         return False
     if grad is not None and grad.dtype != call.x.dtype:
         return False
-    _two_operands(run, "softmax_pairs", "softmax_pair", call.x, call.y, grad)
+    _two_operands(run, "softmax_pairs", "softmax_pair" if kl else "softmax_js", call.x, call.y, grad)
     return True
 
 

@@ -29,7 +29,7 @@ FAMILIES = {
     "softmax": ("common.cuh", "records.cuh", "softmax.cu"),
     "distributions": ("common.cuh", "records.cuh", "careful.cuh", "distributions.cu"),
     "soft_targets": ("common.cuh", "records.cuh", "twofold.cuh", "two_operands.cuh", "soft_targets.cu"),
-    "softmax_pairs": ("common.cuh", "records.cuh", "twofold.cuh", "two_operands.cuh", "softmax_pairs.cu"),
+    "softmax_pairs": ("common.cuh", "twofold.cuh", "two_operands.cuh", "softmax_pairs.cu"),
     "tables": ("common.cuh", "twofold.cuh", "tables.cu"),
     "binary": ("common.cuh", "twofold.cuh", "binary.cu"),
     "elements": ("common.cuh", "careful.cuh", "elements.cu"),
@@ -90,13 +90,14 @@ def _kernels() -> list[Kernel]:
             kernels.append(
                 Kernel(f"table_{quantity.lower()}_{dtype}", "tables", f"table_rows<{T}, {quantity}>", BLOCK, 2)
             )
+        kernels.append(Kernel(f"softmax_js_{dtype}", "softmax_pairs", f"softmax_pair_rows<{T}, JS, false>", BLOCK, 2))
         for maps in (False, True):
             end = f"{dtype}_maps" if maps else dtype
             kernels.append(
-                Kernel(f"soft_target_{end}", "soft_targets", f"soft_target_rows<{T}, {spelled(maps)}>", BLOCK, 2)
+                Kernel(f"soft_target_{end}", "soft_targets", f"soft_target_rows{'_and_maps' * maps}<{T}>", BLOCK, 2)
             )
             kernels.append(
-                Kernel(f"softmax_pair_{end}", "softmax_pairs", f"softmax_pair_rows<{T}, {spelled(maps)}>", BLOCK, 2)
+                Kernel(f"softmax_pair_{end}", "softmax_pairs", f"softmax_pair_rows<{T}, KL, {spelled(maps)}>", BLOCK, 2)
             )
             for kind, Y in (("", T), ("_bytes", "unsigned char")):
                 for of in ("elements", "rows"):
@@ -151,7 +152,7 @@ def _coefficients() -> str:
 
     wide, narrow = (
         ("ATANH_TAIL", "EXPM1_TAIL"),
-        ("ATANH_TAIL_F32", "EXPM1_TAIL_F32", "LOG1P_F32", "HALF_TANH", "EVEN_JS"),
+        ("EXPM1_TAIL_F32", "EXP2_TAIL_F32", "ATANH_FIFTH_F32", "LOG1P_F32", "HALF_TANH", "EVEN_JS"),
     )
     return "\n".join([defined(name, False) for name in wide] + [defined(name, True) for name in narrow])
 

@@ -51,7 +51,7 @@ template <class T> D float target_of(T t) { return widened(t); }
 template <class T, class Y, bool MAPS> struct Visit {
   const Arguments &a;
   const Y *t;
-  float *loss;
+  MapWriter<float> loss;
   MapWriter<T> grad, hess;
   bool in_vectors;  // whether the targets of a vector of x are one too
   i64 target_stride;
@@ -66,20 +66,22 @@ template <class T, class Y, bool MAPS> struct Visit {
     } else {
 #pragma unroll
       for (int j = 0; j < N; ++j) {
+        // Vectors do not reach beyond either; but unchecked, these loads would be mingled with those of 16 bytes.
         const i64 at = places.at(j);
         y[j] = at < grad.high ? target_of(t[at * target_stride]) : 0.0f;
       }
     }
     float values[N], slopes[N], bends[N], total = 0;
+    int counted = 0;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const bool there = places.at(j) < grad.high, counts = there && y[j] != a.ignored;
+      const bool there = W > 1 || places.at(j) < grad.high, counts = there && y[j] != a.ignored;
       if (a.whole && y[j] != 0 && y[j] != 1) y[j] = limits<float>::nan();
       const Element v = binary_element(x[j], y[j], a.keep, a.rest);
       // What does not count is 0, whatever x holds there.
       values[j] = counts ? v.loss : 0.0f;
       total += values[j];
-      count += counts;
+      counted += counts;
       if (MAPS) {
         const bool defined = v.loss == v.loss;
         slopes[j] = counts && factor != 0 ? (defined ? v.slope * factor : v.loss) : 0.0f;
@@ -87,12 +89,8 @@ template <class T, class Y, bool MAPS> struct Visit {
       }
     }
     sum.add(total);
-    if (loss) {
-#pragma unroll
-      for (int j = 0; j < N; ++j) {
-        if (places.at(j) < grad.high) loss[places.at(j)] = values[j];
-      }
-    }
+    count += counted;
+    if (loss.row) loss.put(places, values);
     if (MAPS && grad.row) grad.put(places, slopes);
     if (MAPS && hess.row) hess.put(places, bends);
   }
@@ -120,7 +118,8 @@ template <class T, class Y, bool MAPS> D Visit<T, Y, MAPS> visit_of(const Argume
   // The first vector of x begins so many classes on: the targets there must begin one too.
   const u64 at = (u64)(t + before_boundary(x, a.k));
   const bool vectors = lines && a.t.class_stride == 1 && at % (vector_of<T>::size * sizeof(Y) > 4 && sizeof(Y) > 1 ? 16 : 4) == 0;
-  Visit<T, Y, MAPS> v = {a, t, nullptr, map_writer(a.grad, row, a.k, x), map_writer(a.hess, row, a.k, x), vectors, a.t.class_stride, a.factor, {0, 0}, 0};
+  const MapWriter<float> none = {nullptr, 1, a.k, false};
+  Visit<T, Y, MAPS> v = {a, t, none, map_writer(a.grad, row, a.k, x), map_writer(a.hess, row, a.k, x), vectors, a.t.class_stride, a.factor, {0, 0}, 0};
   if (!lines) v.grad.vectors = v.hess.vectors = false;
   if (a.map_scale) v.factor *= *a.map_scale;
   return v;
@@ -142,7 +141,9 @@ template <class T, class Y, bool MAPS> D void binary_elements(const Arguments &a
   const Team team = {BLOCK, (int)threadIdx.x};
   const T *x = (const T *)a.x.data;
   Visit<T, Y, MAPS> visit = visit_of<T, Y, MAPS>(a, 0, x);
-  visit.loss = (float *)a.loss.data;
+  float *loss = (float *)a.loss.data;
+  visit.loss.row = loss;
+  visit.loss.vectors = in_line<T>(a.x, a.k) && ((u64)(loss + before_boundary(x, a.k)) & 15) == 0;
   // Segments begin where vectors do, however the line lies.
   const i64 head = before_boundary(x, a.k), segments = (a.k - head + SEGMENT - 1) / SEGMENT;
   if (head > 0 && blockIdx.x == 0) sweep(a.x, x, 0, head, a.k, team, visit);

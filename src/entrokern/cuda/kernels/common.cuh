@@ -32,6 +32,7 @@ template <> struct compute<double> { typedef double type; };
 template <class C> struct limits;
 template <> struct limits<float> {
   static D float lowest() { return -3.402823466e38f; }
+  static D float smallest() { return 1.17549435e-38f; }  // above 0, with all its digits
   static D float floor() { return -1000.0f; }  // 2^floor is 0, and floor times 0 is 0
   static D float inf() { return __uint_as_float(0x7f800000u); }
   static D float nan() { return __uint_as_float(0x7fc00000u); }

@@ -257,7 +257,13 @@ D void divergence_row(const Arguments &a, i64 row, bool real, const Team &team) 
   sums = joined_by(team, sums);
   if (!real) return;
   double loss = sums.value(TERMS);
-  if (!a.js && !(a.form == LOGITS && a.y_form == LOGITS)) loss += sums.value(EXCESS);  // two softmaxes both sum to 1
+  if (a.form == LOGITS && a.y_form == LOGITS) {
+    // Two softmaxes both sum to 1: what their sums differ by is the error of lse - lse, which adds half its square to KL.
+    const double error = sums.value(EXCESS), added = (a.js ? a.js_weight * (1 - a.js_weight) : 1) * 0.5 * error * error;
+    if (loss > 0) loss = larger(loss - added, 0.0);
+  } else if (!a.js) {
+    loss += sums.value(EXCESS);
+  }
   const double value = a.unit * loss, factor = row_factor(a, row) * a.unit;
   if (team.lane == 0) store_number(a.loss, row, value);
   const i64 at_p = start_of(a.grad, row), at_q = start_of(a.hess, row);

@@ -2,8 +2,8 @@
 //
 // One sweep gives the loss: the row's record, with Σ b and Σ b·(top - z) beside it. The gradient A·p - b is a
 // difference, and where the softmax comes near its target there is little left of it: so exponentials near 1 are kept
-// as e^z - 1, and what is subtracted is subtracted exactly. Rows that are not ordinary come out as NaN, for the careful
-// kernels, and their gradient is not written.
+// as e^z - 1, which wants the largest logit first, and what is subtracted is subtracted exactly. Rows that are not
+// ordinary come out as NaN, for the careful kernels, and their gradient is not written.
 
 struct Soft {
   Record<float> r;  // its gaps are Σ b·(top - x), its weights Σ b
@@ -65,54 +65,124 @@ struct Soft {
   }
 };
 
-// Σ e^z with the largest logit known: Σ (e^z - 1) of those near it, which are counted, Σ e^z of the others; and Σ b.
-struct Masses {
-  enum { NEAR, FAR, COUNT, MASS };
-  TwofoldSums<4> sums;
-  float m, inv_T, scale;
+// --- with a gradient ---------------------------------------------------------------------------------------
 
-  template <int W, int N> D void operator()(const Places<W> &, float (&x)[N], float (&b)[N]) {
-    float near = 0, far = 0, count = 0;
+struct Largest {
+  float m;
+
+  template <int W, int N> D void operator()(const Places<W> &, float (&x)[N]) {
 #pragma unroll
-    for (int j = 0; j < N; ++j) {
-      const float u = (x[j] - m) * inv_T;
-      const bool close = u >= -1.0f;
-      near += close ? excess_of(u) : 0.0f;
-      far += close ? 0.0f : exp2_of((x[j] - m) * scale);
-      count += close ? 1.0f : 0.0f;
-      sums.sum[MASS].add(b[j]);
-    }
-    sums.sum[NEAR].add(near);
-    sums.sum[FAR].add(far);
-    sums.sum[COUNT].add(count);
+    for (int j = 0; j < N; ++j) m = larger(m, x[j]);
   }
+  D void join(const Largest &other) { m = larger(m, other.m); }
+  D Largest shuffled(int apart) const { return {from_lane(m, apart)}; }
 };
 
-// factor·(A·e^z - b·Z) for a factor that has been divided by Z = 1 + S: of numbers near each other only what is exact is
-// subtracted.
+// e^(x - m), as how much more than 1 it is where it is near 1, with the digits that it has not itself.
+struct Exponential {
+  float value;
+  bool close;
+};
+
+D Exponential exponential_of(float gap, float scale) {
+  const float t = gap * scale;
+  const bool close = t >= -1.0f;
+  return {close ? t * fmaf(t, exp2_tail(-t), LN2) : exp2_of(t), close};
+}
+
+// With the largest logit known: Σ b, Σ b·(m - x), and Σ e^z as the values of the exponentials and how many are close.
+struct Masses {
+  enum { VALUES, CLOSE, MASS, GAPS };
+  TwofoldSums<4> sums;
+  float m, scale, lowest;
+
+  template <int W, int N> D void operator()(const Places<W> &, float (&x)[N], float (&b)[N]) {
+    float values = 0, close = 0, gaps = 0;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const float gap = x[j] - m;
+      const Exponential e = exponential_of(gap, scale);
+      values += e.value;
+      close += e.close ? 1.0f : 0.0f;
+      gaps -= b[j] == 0 ? 0.0f : gap * b[j];
+      lowest = smaller(lowest, b[j]);  // a NaN will be seen in the mass
+      sums.sum[MASS].add(b[j]);
+    }
+    sums.sum[VALUES].add(values);
+    sums.sum[CLOSE].high += close;
+    sums.sum[GAPS].add(gaps);
+  }
+
+  D void join(const Masses &other) {
+    sums.join(other.sums);
+    lowest = smaller(lowest, other.lowest);
+  }
+  D Masses shuffled(int apart) const { return {sums.shuffled(apart), m, scale, from_lane(lowest, apart)}; }
+};
+
+// factor·(A·e^z - b·Z) for a factor that has been divided by Z: what is left of numbers near each other is rounded once.
 template <class T> struct Slopes {
   MapWriter<T> out;
-  float m, inv_T, scale, factor;
-  Twofold A, S;
+  float m, scale, factor;
+  Twofold A, Z;
 
   template <int W, int N> D void operator()(const Places<W> &places, float (&x)[N], float (&b)[N]) {
     float g[N];
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const float u = (x[j] - m) * inv_T;
-      const bool close = u >= -1.0f;
-      const float e = close ? excess_of(u) : exp2_of((x[j] - m) * scale);
-      const Twofold bS = exact_product(b[j], S.high);
-      Twofold rest = exact_sum(close ? A.high : 0.0f, -b[j]);
-      rest.add(-bS.high);
-      rest.low += (close ? A.low : 0.0f) - (bS.low + b[j] * S.low);
-      g[j] = (rest.high + (rest.low + A.high * e)) * factor;
+      const Exponential e = exponential_of(x[j] - m, scale);
+      const float high = fmaf(-b[j], Z.high, e.close ? A.high : 0.0f), low = fmaf(-b[j], Z.low, e.close ? A.low : 0.0f);
+      g[j] = (high + fmaf(A.high, e.value, low)) * factor;
     }
     out.put(places, g);
   }
 };
 
-template <class T, bool MAPS> D void soft_target_rows(const Arguments &a) {
+template <class T> D void soft_target_rows_and_maps(const Arguments &a) {
+  const float lowest = -limits<float>::inf();
+  for (const auto [team, row, real] : Rows(a.n, a.team)) {
+    const T *x = (const T *)a.x.data + row_start(a.x, row), *y = (const T *)a.y.data + row_start(a.y, row);
+    Largest largest = {limits<float>::lowest()};
+    sweep(a.x, x, 0, a.k, a.k, team, largest);
+    const float m = joined_by(team, largest).m;
+    Masses masses;
+    masses.sums.begin();
+    masses.m = m;
+    masses.scale = a.scale;
+    masses.lowest = 0;
+    sweep_pairs(a.x, x, a.y, y, 0, a.k, a.k, team, lowest, 0, masses);
+    masses = joined_by(team, masses);
+    const Twofold &values = masses.sums.sum[Masses::VALUES], &A = masses.sums.sum[Masses::MASS];
+    const Twofold &gaps = masses.sums.sum[Masses::GAPS];
+    Twofold S = masses.sums.sum[Masses::CLOSE];
+    const bool ordinary = S.high > 0 && is_finite(m) && masses.lowest >= 0;
+    S.add(-1.0f);  // the largest itself
+    S.add(values.high);
+    S.low += values.low;
+    const float L = log1p_of(S.value());
+    const float loss = ordinary ? or_left((A.value() * L + gaps.value() * a.inv_T) * a.unit) : limits<float>::nan();
+    if (real && team.lane == 0) a.loss[row] = loss;
+    const float f = factor_of(a, row);
+    if (!real || (loss != loss && f != 0)) continue;
+    Slopes<T> slopes;
+    slopes.out = writer_of(a.grad, row, a.k, x, side_by_side(a.x, x, a.y, y, a.k));
+    if (f == 0) {
+      fill_zero(slopes.out, team);
+      continue;
+    }
+    slopes.m = m;
+    slopes.scale = a.scale;
+    slopes.A = A;
+    slopes.Z = exact_sum(1.0f, S.high);
+    slopes.Z.low += S.low;
+    slopes.factor = f / slopes.Z.value();
+    sweep_pairs(a.x, x, a.y, y, 0, a.k, a.k, team, lowest, 0, slopes);
+  }
+}
+
+// --- without -----------------------------------------------------------------------------------------------
+
+template <class T> D void soft_target_rows(const Arguments &a) {
   for (const auto [team, row, real] : Rows(a.n, a.team)) {
     const T *x = (const T *)a.x.data + row_start(a.x, row), *y = (const T *)a.y.data + row_start(a.y, row);
     Soft soft, all;
@@ -132,33 +202,5 @@ template <class T, bool MAPS> D void soft_target_rows(const Arguments &a) {
     const float L = log1p_of(r.S + (r.n - 1));
     const float loss = ordinary ? or_left((r.weights * L + r.gaps * a.inv_T) * a.unit) : limits<float>::nan();
     if (real && team.lane == 0) a.loss[row] = loss;
-    if (!MAPS) continue;
-    Masses masses;
-    masses.sums.begin();
-    masses.m = r.m;
-    masses.inv_T = a.inv_T;
-    masses.scale = a.scale;
-    sweep_pairs(a.x, x, a.y, y, 0, a.k, a.k, team, -limits<float>::inf(), 0, masses);
-    const TwofoldSums<4> sums = joined_by(team, masses.sums);
-    const float f = factor_of(a, row);
-    if (!real || (loss != loss && f != 0)) continue;
-    Twofold S = sums.sum[Masses::COUNT];
-    S.add(-1.0f);  // the largest itself
-    S.add(sums.sum[Masses::FAR].high);
-    S.add(sums.sum[Masses::NEAR].high);
-    S.low += sums.sum[Masses::FAR].low + sums.sum[Masses::NEAR].low;
-    Slopes<T> slopes;
-    slopes.out = writer_of(a.grad, row, a.k, x, side_by_side(a.x, x, a.y, y, a.k));
-    slopes.m = r.m;
-    slopes.inv_T = a.inv_T;
-    slopes.scale = a.scale;
-    slopes.A = sums.sum[Masses::MASS];
-    slopes.S = S;
-    slopes.factor = f / (1.0f + S.value());
-    if (f == 0) {
-      fill_zero(slopes.out, team);
-      continue;
-    }
-    sweep_pairs(a.x, x, a.y, y, 0, a.k, a.k, team, -limits<float>::inf(), 0, slopes);
   }
 }

@@ -11,55 +11,48 @@ struct Arguments {
   float unit;
 };
 
-enum { ENTROPY, KL, JS };  // JS of equal weights
-
-D int exponent_steps(float p, float q) { return (int)(__float_as_uint(p) - __float_as_uint(q) + (1u << 22)) >> 23; }
-D float halved(float p, int n) { return __uint_as_float(__float_as_uint(p) - ((unsigned)n << 23)); }
-D float quotient(float difference, float total) { return difference * reciprocal(larger(total, 1.17549435e-38f)); }
-
-// p·log(p/q) - (p-q), with p - q as it is rounded: exact where the two are within a factor of 2. There the term is
-// (p-q)·s·(1 + s·(1+s)·tail(s²)) with s = (p-q)/(p+q), and nothing cancels; elsewhere p is halved until it is near.
+// p·log(p/q) - (p-q), for p and q from 2^-126 on. With r = q·2^n, a power of 2 that brings it within half of p, that is
+//   (p·n·log 2 - (r-q)) + (p·log(p/r) - (p-r)):
+// the first vanishes where q is near p, and its difference is exact where much of it cancels; the second is
+// (p-r)·s·(1 + s·(1+s)·tail(s²)) with s = (p-r)/(p+r), where nothing cancels.
 D float kl_term(float p, float q) {
-  const bool near = p < q + q && q < p + p;
-  const int n = near ? 0 : exponent_steps(p, q);
-  const float moved = halved(p, n), s = quotient(moved - q, moved + q);
-  const float c[] = {ATANH_TAIL_F32};
-  const float tail = polynomial(s * s, c), difference = p - q;
-  const float close = difference * s * fmaf(fmaf(s, s, s), tail, 1.0f);
-  // The largest part goes in last, unrounded.
-  const float rest = p * fmaf(s + s, fmaf(s * s, tail, 1.0f), (float)n * -2.12194440e-4f);
-  return near ? close : fmaf(p, (float)n * 0.693359375f, rest - difference);
-}
-
-// (p+q)/4·[(1+t)·log(1+t) + (1-t)·log(1-t)] with t = |p-q|/(p+q): by its series where t is small and the logarithms cancel
-D float js_term(float p, float q) {
-  const float distance = magnitude(p - q), both = p + q, t = quotient(distance, both), u = t * t;
-  const float c[] = {EVEN_JS};
-  const float near = distance * t * fmaf(u, polynomial(u, c), 1.0f) * 0.25f;
-  // t may round to 1: then hardly anything is left of the smaller.
-  const float far = (larger(p, q) * log1pf(t) + smaller(p, q) * logf(larger(1 - t, 1.4901161e-8f))) * 0.5f;
-  return t <= 0.7f ? near : far;
+  const int steps = ((int)(__float_as_uint(p) - __float_as_uint(q)) + (1 << 22)) & 0xff800000;  // n, where exponents have it
+  const float r = __uint_as_float(__float_as_uint(q) + steps), d = p - r, s = d * reciprocal(p + r);
+  const float c[] = {ATANH_FIFTH_F32};
+  const float close = d * s * fmaf(fmaf(s, s, s), polynomial(s * s, c), 1.0f);
+  return fmaf(p, (float)steps * 8.26295836e-8f, q - r) + close;  // 2^-23·log 2
 }
 
 template <int QUANTITY> struct Gathered {
   enum { TERMS, EXCESS };
   TwofoldSums<2> sums;
   bool strange;
+  unsigned signs;  // those of all numbers, where the highest bit is
+  float lost;      // Σ p where there is no q
+
+  D void begin() {
+    sums.begin();
+    strange = false;
+    signs = 0;
+    lost = 0;
+  }
+  D bool ordinary() const { return !strange && (int)signs >= 0 && lost == 0; }
 
   template <int W, int N> D void operator()(const Places<W> &, float (&p)[N], float (&q)[N]) {
     float terms = 0;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      strange = strange || !(p[j] >= 0) || !(q[j] >= 0);
-      if (QUANTITY == ENTROPY) {
-        terms += p[j] == 0 ? 0.0f : -p[j] * logf(p[j]);
-      } else if (QUANTITY == KL) {
-        strange = strange || (p[j] > 0 && q[j] < 1.17549435e-38f);
-        terms += kl_term(p[j], q[j]);
+      if (QUANTITY == KL) {
+        const float smallest = limits<float>::smallest();
+        // A NaN, and infinity, will be seen in the excess.
+        signs |= __float_as_uint(p[j]) | __float_as_uint(q[j]);
+        if (q[j] < smallest) lost += p[j];
+        terms += kl_term(larger(p[j], smallest), larger(q[j], smallest));
         sums.sum[EXCESS].add(p[j] - q[j]);
-      } else {
-        terms += js_term(p[j], q[j]);
+        continue;
       }
+      strange = strange || !(p[j] >= 0) || !(q[j] >= 0);
+      terms += QUANTITY == JS ? js_term(p[j], q[j], p[j] - q[j]) : p[j] == 0 ? 0.0f : -p[j] * logf(p[j]);
     }
     sums.sum[TERMS].add(terms);
   }
@@ -76,8 +69,7 @@ template <class T, int QUANTITY> D void table_rows(const Arguments &a) {
   for (const auto [team, row, real] : Rows(a.n, a.team)) {
     const T *x = (const T *)a.x.data + row_start(a.x, row);
     Gathered<QUANTITY> gathered;
-    gathered.sums.begin();
-    gathered.strange = false;
+    gathered.begin();
     if (QUANTITY == ENTROPY) {
       if (in_line<T>(a.x, a.k)) {
         sweep_line(x, 0, a.k, team, gathered);
@@ -92,7 +84,7 @@ template <class T, int QUANTITY> D void table_rows(const Arguments &a) {
       const T *y = (const T *)a.y.data + row_start(a.y, row);
       sweep_pairs(a.x, x, a.y, y, 0, a.k, a.k, team, 0, 0, gathered);
     }
-    if (gathered.strange) gathered.sums.sum[0].high = limits<float>::nan();
+    if (!gathered.ordinary()) gathered.sums.sum[0].high = limits<float>::nan();
     const TwofoldSums<2> sums = joined_by(team, gathered.sums);
     Twofold total = sums.sum[0];
     if (QUANTITY == KL) {
@@ -100,8 +92,9 @@ template <class T, int QUANTITY> D void table_rows(const Arguments &a) {
       total.low += sums.sum[1].low;
     }
     const float loss = total.value();
-    // So small that subnormal numbers, which the terms know little of, might matter: for the careful kernels too.
-    const bool doubtful = loss != 0 && magnitude(loss) < 8.271806e-25f;
+    // So small that subnormal numbers, which the terms know little of, might matter: for the careful kernels too. (Each
+    // may have cost 2^-126·log(2^126).)
+    const bool doubtful = loss != 0 && magnitude(loss) < 8.47032947e-22f;
     if (real && team.lane == 0) a.loss[row] = doubtful ? limits<float>::nan() : or_left(loss * a.unit);
   }
 }

@@ -14,15 +14,11 @@ struct Twofold {
   }
 };
 
-// a + b, a·b and (a + b) - c as a number and its rounding
+// a + b as a number and its rounding
 D Twofold exact_sum(float a, float b) {
   Twofold r = {a, 0};
   r.add(b);
   return r;
-}
-D Twofold exact_product(float a, float b) {
-  const float p = a * b;
-  return {p, fmaf(a, b, -p)};
 }
 
 // Several such sums, for a team's threads to join.
@@ -50,6 +46,28 @@ template <int N> struct TwofoldSums {
   }
 };
 
+// --- terms in float32 -----------------------------------------------------------------------------------
+
+#define LN2 0.693147181f
+
+// (2^-d - 1 + d·log 2)/d² for |d| <= 1
+D float exp2_tail(float d) {
+  const float c[] = {EXP2_TAIL_F32};
+  return polynomial(d, c);
+}
+
+enum { ENTROPY, KL, JS };  // JS of equal weights
+
+// (p+q)/4·[(1+t)·log(1+t) + (1-t)·log(1-t)] with t = |p-q|/(p+q): by its series where t is small and the logarithms cancel
+D float js_term(float p, float q, float difference) {
+  const float distance = magnitude(difference), both = p + q, t = distance * reciprocal(larger(both, limits<float>::smallest()));
+  const float c[] = {EVEN_JS}, u = t * t;
+  const float near = distance * t * fmaf(u, polynomial(u, c), 1.0f) * 0.25f;
+  // t may round to 1: then hardly anything is left of the smaller.
+  const float far = (larger(p, q) * log1pf(t) + smaller(p, q) * logf(larger(1 - t, 1.4901161e-8f))) * 0.5f;
+  return t <= 0.7f ? near : far;
+}
+
 // --- two rows at once -------------------------------------------------------------------------------------
 
 // Whether the 16-byte loads of both rows fall on the same classes.
@@ -60,7 +78,7 @@ template <class T> D bool side_by_side(const Operand &x, const T *a, const Opera
 // `visit(places, values of a, values of b)`, as `sweep_line` and `sweep_apart` do it for one row.
 template <class T, class Visit>
 D void sweep_lines(const T *a, const T *b, i64 low, i64 high, const Team &team, Visit &visit) {
-  const int N = vector_of<T>::size, PAIRS = IN_FLIGHT / 2;
+  const int N = vector_of<T>::size, PAIRS = IN_FLIGHT / 2, GROUP = AT_ONCE / N < PAIRS ? AT_ONCE / N : PAIRS;
   const int head = before_boundary(a + low, high - low);
   const i64 first = low + head;
   const int vectors = (int)((high - first) / N);
@@ -88,11 +106,11 @@ D void sweep_lines(const T *a, const T *b, i64 low, i64 high, const Team &team, 
       load_vectors(vb + i + step, team.size, coming_b);
     }
 #pragma unroll
-    for (int j = 0; j < PAIRS; ++j) {
-      float p[N], q[N];
-      unpack(ua[j], a, p);
-      unpack(ub[j], b, q);
-      visit(Places<N>{first + ((i64)i + j * team.size) * N, 0}, p, q);
+    for (int j = 0; j < PAIRS; j += GROUP) {
+      float p[GROUP * N], q[GROUP * N];
+      unpack_vectors(ua, j, a, p);
+      unpack_vectors(ub, j, b, q);
+      visit(Places<N>{first + ((i64)i + j * team.size) * N, team.size * N}, p, q);
     }
     i += step;
   }
@@ -141,14 +159,14 @@ template <class T> struct MapWriter {
   bool vectors;
 
   template <int W, int N> D void put(const Places<W> &places, float (&v)[N]) const {
-    if (W == vector_of<T>::size && vectors) {
+    if (W % vector_of<T>::size == 0 && vectors) {
       store_vectors(row, places, v);
       return;
     }
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       const i64 at = places.at(j);
-      if (at < high) narrow(v[j], row[at * stride]);
+      if (W > 1 || at < high) narrow(v[j], row[at * stride]);  // a vector does not reach beyond
     }
   }
 };
