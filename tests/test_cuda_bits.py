@@ -1,0 +1,180 @@
+"""Which bits come out on a device: a row has its own, whatever lies beside it and whoever shares it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import cupy  # the stand-in, if `device` has put it there
+import numpy as np
+import pytest
+
+import entrokern as ek
+import fake_cupy
+import shim
+from cases import FLOATS, KINDS, Case, call, operands
+from cuda_calls import (
+    Host,
+    Results,
+    afresh,
+    assert_same,
+    given,
+    labels,
+    logits,
+    prepared,
+    stand_in,
+)
+from cuda_cases import SHARED, TABLE, in_place, spoil
+from device import to_device, to_host
+from entrokern.cuda import launch, quantities, sources
+from entrokern.cuda.sources import BYTES_OF_A_BLOCK, cluster_size
+
+# --- the same bits ---------------------------------------------------------------------------------------
+
+LENGTHS = (1, 3, 10, 100, 1000, 4099, 16384, 16385, 40000)
+N = 300
+PARTS = (slice(0, 1), slice(N - 1, N), slice(120, 122), slice(7, 44))
+
+
+def row_by_row(case: Case) -> Case:
+    """The case with a result for each row."""
+    reduces = "reduction" in inspect.signature(getattr(ek, case.function)).parameters
+    return case._replace(options={**case.options, "reduction": "none"}) if reduces else case
+
+
+def results_of(case: Case, args: list[Any], options: dict[str, Any], rows: slice = slice(None)) -> Results:
+    """The results of some rows, which lie where they lie among all rows."""
+    n = len(args[0])
+
+    def part(value: Any) -> Any:
+        return value[rows] if isinstance(value, cupy.ndarray) and len(value) == n else value
+
+    return call(case.function, [part(a) for a in args], {name: part(value) for name, value in options.items()})
+
+
+LOSS_AND_GRADIENT = Case("", "score", ("logits", "labels"), {"outputs": ("loss", "lse", "grad")})
+
+
+@pytest.mark.parametrize("k", LENGTHS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_a_row_has_its_own_bits(monkeypatch: pytest.MonkeyPatch, dtype: str, k: int) -> None:
+    """Whatever comes with it, wherever it is, and however its work is shared."""
+    args, options = prepared(LOSS_AND_GRADIENT, N, k, dtype)
+    want = results_of(LOSS_AND_GRADIENT, args, options)
+    for few, order in ((quantities.FEW_BLOCKS, 0), (0, 1)):
+        monkeypatch.setattr(quantities, "FEW_BLOCKS", few)
+        monkeypatch.setattr(shim, "order", order)
+        for rows in PARTS:
+            with afresh():
+                got = results_of(LOSS_AND_GRADIENT, args, options, rows)
+            assert_same(got, want, f"rows {rows.start} to {rows.stop}, few are {few}, order {order}", rows)
+
+
+@pytest.mark.parametrize("case", [c for c in TABLE if c.function != "perplexity"], ids=lambda case: case.name)
+def test_a_row_of_every_case_has_its_own_bits(case: Case) -> None:
+    turn, case = TABLE.index(case), row_by_row(case)
+    for dtype, n, k in (
+        ("float32", N, LENGTHS[turn % 4]),
+        ("bfloat16", 17, LENGTHS[4 + turn % 2]),
+        (("float64", "float16")[turn % 2], 3, LENGTHS[5 + turn % 4]),
+    ):
+        args, options = prepared(case, n, k, dtype)
+        want = results_of(case, args, options)
+        for rows in (slice(n // 2, n // 2 + 1), slice(1, n - n // 3)):
+            assert_same(results_of(case, args, options, rows), want, f"{dtype}, k = {k}, {rows}", rows)
+
+
+@pytest.mark.parametrize("case", TABLE, ids=lambda case: case.name)
+def test_bits_are_the_same_again_and_in_any_order(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
+    turn = TABLE.index(case)
+    for dtype, n, k in (("float32", N, 33), (list(FLOATS)[turn % 4], 2, 20_000)):
+        args, options = prepared(case, n, k, dtype)
+        want = results_of(case, args, options)
+        assert_same(results_of(case, args, options), want, "again")
+        monkeypatch.setattr(shim, "order", 1 - shim.order)
+        assert_same(results_of(case, args, options), want, "the other order")
+
+
+# --- clusters: blocks that share a row -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+def test_as_few_blocks_share_a_row_as_keep_it_in_cache(itemsize: int) -> None:
+    for k in (1, 16_384, 16_385, 24_577, 50_000, 131_072, 262_144, 10**7):
+        size, segments = cluster_size(k, itemsize), -(-k // sources.SEGMENT)
+        assert size in (1, 2, 4, 8) and size <= segments
+        assert k * itemsize <= size * BYTES_OF_A_BLOCK or size == 8 or 2 * size > segments
+        assert size == 1 or k * itemsize > size // 2 * BYTES_OF_A_BLOCK
+
+
+def backwards(values: Host) -> Any:
+    return to_device(values[..., ::-1].copy())[..., ::-1]
+
+
+def late(values: Host) -> Any:
+    """Rows that begin where no vector does, with gaps between them."""
+    k = values.shape[-1]
+    return to_device(np.pad(values, ((0, 0), (1, 2))))[:, 1 : k + 1]
+
+
+def apart(values: Host) -> Any:
+    return to_device(np.asfortranarray(values))
+
+
+OF_ROWS = {("logits",), ("logits", "labels"), ("logits", "some ignored")}
+
+
+@stand_in
+@pytest.mark.parametrize(
+    "case", [c for c in SHARED if c.operands in OF_ROWS and in_place(c, [0])], ids=lambda c: c.name
+)
+def test_a_row_that_blocks_share_has_its_own_bits(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
+    """Those that it has on a device without clusters: wherever it lies, in place, and after other rows."""
+    turn, n, k = SHARED.index(case), 3, 50_001
+    monkeypatch.setattr(quantities, "FEW_BLOCKS", 0)
+
+    def results(written: bool = False) -> Results:
+        there = [layout(args[0].copy()), *map(given, args[1:])]
+        fake_cupy.reset()
+        with afresh():
+            got = call(case.function, there, options | (in_place(case, there) if written else {}))
+        twice_read = any(re.match("softmax.*_(maps|distributions)$", name) for name in shim.launches)
+        together = fake_cupy.ATTRIBUTES["ComputeCapabilityMajor"] >= 9 and twice_read
+        assert max(shim.clusters) == (cluster_size(k, args[0].itemsize) if together else 1)
+        return got
+
+    for i, layout in enumerate(((late, apart), (to_device, backwards))[turn % 2]):
+        args, options = operands(case, n, k, list(FLOATS)[(turn // 2 + i) % 4], KINDS[turn % len(KINDS)])
+        spoil(case, args)
+        options = {name: given(value) for name, value in options.items()}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(fake_cupy.ATTRIBUTES, "ComputeCapabilityMajor", 8)
+            want = results()
+        assert_same(results(), want, layout.__name__)
+        assert_same(results(written=True), want, f"{layout.__name__}, in place")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(launch, "MOST_BLOCKS", 8)
+            assert_same(results(), want, f"{layout.__name__}, one after another")
+
+
+@stand_in
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_missing_barrier_of_a_cluster_is_seen(monkeypatch: pytest.MonkeyPatch, missing: int) -> None:
+    name, barrier = "softmax_float32_maps", "if (shared) cluster_barrier();"
+    text = sources.source([sources.KERNELS[name]])
+    parts = text.split(barrier)
+    assert len(parts) == 3
+    x, y = to_device(logits(2, 40_000)), to_device(labels(2, 40_000))
+    monkeypatch.setattr(quantities, "FEW_BLOCKS", 0)
+
+    def gradient() -> Host:
+        return to_host(ek.cross_entropy(x, y, reduction="none", return_grad=True)[1])
+
+    want = gradient()
+    text = barrier.join(parts[: missing + 1]) + barrier.join(parts[missing + 1 :])
+    planted = shim.compiled(text, [name], name="planted")
+    monkeypatch.setattr(shim, "library", lambda family: planted)
+    for order in (0, 1):
+        monkeypatch.setattr(shim, "order", order)
+        assert (gradient() != want).any()

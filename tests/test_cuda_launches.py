@@ -1,0 +1,369 @@
+"""What a call on a device launches: nothing waits, like calls are replayed, kernels are compiled once."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import cupy  # the stand-in, if `device` has put it there
+import numpy as np
+import pytest
+
+import device
+import entrokern as ek
+import fake_cupy
+import shim
+from cases import FLOATS, KINDS, Case, call, operands
+from cuda_calls import (
+    HOST,
+    THERE,
+    Call,
+    Foreign,
+    Host,
+    afresh,
+    assert_same,
+    bits,
+    distributions,
+    given,
+    labels,
+    logits,
+    on_second,
+    stand_in,
+)
+from cuda_cases import SHARED, TABLE, spoil
+from device import to_device
+from entrokern import _arrays
+from entrokern.cuda import launch, quantities, sources
+from entrokern.cuda.structures import dtype_of
+from entrokern.primitives import softmax  # as it is: `device` wraps the public one
+
+# --- nothing waits, little is allocated, every kernel is used --------------------------------------------
+
+
+class Run(NamedTuple):
+    """What a call took."""
+
+    name: str
+    waits: int
+    memory: int  # bytes of the device beside the results
+    allowed: int
+    kernels: frozenset[str]
+
+
+def runs_of(case: Case, n: int, k: int, dtype: str, layout: Callable[[Host], Host]) -> Iterator[Run]:
+    """A call, and one more like it."""
+    args, options = operands(case, n, k, dtype)
+    args = [given(layout(a)) for a in args]
+    options = {name: given(value) for name, value in options.items()}
+    # Some numbers for each row, sums of blocks, and records of the segments of long rows; never a copy of an operand.
+    allowed = 64 * n + 4096
+    # Weights of classes (or elements: few) are there as float64, and perhaps in the type that is computed with.
+    weights = [v for o, v in options.items() if o in ("class_weight", "pos_weight", "sample_weight")]
+    allowed += sum(12 * w.size for w in weights if w.shape != (n,) and w.size <= _arrays.SMALL)
+    for time in ("first", "again"):
+        fake_cupy.reset()
+        results = call(case.function, args, options)
+        memory = sum(fake_cupy.allocations) - sum(r.nbytes for r in results.values())
+        name = f"{case.name}, {dtype}, {n} x {k}, {layout.__name__}, {time}"
+        yield Run(name, fake_cupy.synchronisations, memory, allowed, frozenset(shim.launches))
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[Run]:
+    """Every case of the table in every dtype: rows that are short, of moderate length, not in one piece, and long."""
+    if device.REAL:
+        pytest.skip("of the stand-in for CuPy")
+    shapes = ((70, 3, np.asarray), (20, 300, np.asarray), (20, 300, np.asfortranarray))
+    all_of = [(case, n, k, dtype, layout) for case in TABLE for dtype in FLOATS for n, k, layout in shapes]
+    all_of += [(case, 3, 20_000, dtype, np.asarray) for case in SHARED for dtype in FLOATS]
+    return [found for one in all_of for found in runs_of(*one)]
+
+
+def test_nothing_waits_for_the_device(runs: list[Run]) -> None:
+    assert not [r.name for r in runs if r.waits]
+
+
+def test_memory_is_that_of_the_results(runs: list[Run]) -> None:
+    assert not [(r.name, r.memory, r.allowed) for r in runs if r.memory > r.allowed]
+
+
+def test_every_kernel_is_reached(runs: list[Run]) -> None:
+    unreached = {*sources.KERNELS}.difference(*(r.kernels for r in runs))
+    assert not unreached
+
+
+@stand_in
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_gradients_with_options_are_for_the_softmax_family(dtype: str) -> None:
+    """But for weights of classes with smoothing, whose sum float32 does not hold."""
+    x, y, weight = to_device(logits(3, 300, FLOATS[dtype])), to_device(labels(3, 300)), to_device(np.ones(300))
+    both = {"label_smoothing": 0.1, "class_weight": weight}
+    kept = ({"label_smoothing": 1.0}, {"z_loss": 0.1}, {"softcap": 5.0}, {"class_weight": weight, "z_loss": 0.1})
+    for options in (*kept, {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 5.0}, both):
+        fake_cupy.reset()
+        ek.cross_entropy(x, y, return_grad=True, **options)
+        families = {sources.KERNELS[name].family for name in shim.launches} - {"totals"}
+        assert families == {"distributions" if options is both and dtype != "float64" else "softmax"}, options
+
+
+@stand_in
+def test_only_what_asks_for_an_answer_waits() -> None:
+    x, y = to_device(logits(3, 4)), to_device(labels(3, 4))
+    for options in ({"validate": True}, {"on_empty": "raise", "ignore_index": 9}):
+        fake_cupy.reset()
+        ek.cross_entropy(x, y, **options)
+        assert fake_cupy.synchronisations > 0
+
+
+# --- calls like earlier ones -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", TABLE, ids=lambda case: case.name)
+def test_a_call_like_an_earlier_one_is_of_its_own_arrays(case: Case) -> None:
+    """What is kept of a call is no array."""
+    turn = TABLE.index(case)
+    for dtype, n, k in (("float32", 9, 40), (list(FLOATS)[turn % 4], 2, 16_390)):
+        for seed, kind in enumerate(KINDS[:3]):
+            args, options = operands(case, n, k, dtype, kind, seed)
+            spoil(case, args)
+            there = [given(a) for a in args], {name: given(value) for name, value in options.items()}
+            with afresh():
+                want = call(case.function, *there)
+            assert_same(call(case.function, *there), want, f"{dtype}, {n} x {k}, call {seed}")
+
+
+def test_a_mean_like_an_earlier_one_divides_by_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, options = to_device(logits(9, 5)), labels(9, 5), {"ignore_index": -100, "return_grad": True}
+    targets, want = [], []
+    for ignored in (0, 3, 9):
+        y[:ignored] = -100
+        targets.append(to_device(y.copy()))
+        with afresh():
+            want.append([bits(a) for a in ek.cross_entropy(x, targets[-1], **options)])
+    ek.cross_entropy(x, targets[0], **options)
+    monkeypatch.setattr(quantities, "compute", None)  # from here on launches are repeated
+    assert [[bits(a) for a in ek.cross_entropy(x, target, **options)] for target in targets] == want
+
+
+PAIRS: dict[str, Call] = {
+    "divergence": lambda x, y: ek.kl_divergence(x, y),
+    "targets": lambda x, y: ek.cross_entropy(x, y, reduction="none"),
+    "binary targets": lambda x, y: ek.binary_cross_entropy(x, y, reduction="none"),
+    "estimate": lambda x, y: ek.kl_estimate(x, y, reduction="none"),
+    "weights": lambda x, y: ek.entropy(x, sample_weight=y[:, 0]),
+}
+
+
+@pytest.mark.parametrize("what", PAIRS)
+def test_a_call_like_one_of_views_of_one_array(what: str) -> None:
+    x, y = (to_device(distributions(11, 13, seed=seed)) for seed in (0, 1))
+    with afresh():
+        want = PAIRS[what](x, y)
+    PAIRS[what](x, x[:])
+    assert bits(PAIRS[what](x, y)) == bits(want)
+
+
+def test_a_call_in_place_like_one_that_is_not() -> None:
+    buffer, y = to_device(logits(12, 17)), to_device(labels(11, 17))
+    x, grad = buffer[:-1], cupy.empty((11, 17), np.float32)
+    for _ in range(2):
+        ek.cross_entropy(x, y, reduction="none", grad_out=grad)
+    with pytest.raises(ValueError, match="grad_out overlaps x in memory"):
+        ek.cross_entropy(x, y, reduction="none", grad_out=buffer[1:])
+    ek.cross_entropy(x, y, reduction="none", grad_out=x)
+    assert bits(x) == bits(grad)
+
+
+# --- what is missing -------------------------------------------------------------------------------------
+
+EXTRA = r"pip install 'entrokern\[cuda13\]'"
+
+
+def test_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = Foreign(to_device(logits(3, 4)))
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(RuntimeError, match=rf"x \(a cuda_calls Foreign\) lies in a GPU's memory, .*{EXTRA}") as error:
+        ek.softmax(x)
+    assert "\n" not in str(error.value)
+
+
+def raising(error: Exception) -> Any:
+    """A module that does not come to compile, and one that fails at the first kernel."""
+
+    class Early:
+        def __init__(self, **options: Any) -> None:
+            raise error
+
+    class Late:
+        def __init__(self, **options: Any) -> None: ...
+
+        def get_function(self, name: str) -> Any:
+            raise error
+
+    return Early, Late
+
+
+class NVRTCError(RuntimeError): ...
+
+
+class CompileException(Exception): ...
+
+
+NO_NVRTC = (
+    ImportError("libnvrtc.so.13: cannot open shared object file: No such file or directory"),
+    RuntimeError("CuPy failed to load libnvrtc.so.13: OSError: libnvrtc.so.13: cannot open shared object file"),
+    NVRTCError("7: initialization failed"),
+)
+OTHERWISE = (
+    CompileException("nvrtc: error: identifier 'x' is undefined"),
+    RuntimeError("out of memory"),
+    ImportError("libcudart.so.13: cannot open shared object file"),
+)
+
+
+@pytest.mark.parametrize("error", NO_NVRTC, ids=repr)
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    x = to_device(logits(3, 4))
+    monkeypatch.setattr(launch, "_functions", {})
+    for module in raising(error):
+        monkeypatch.setattr(cupy, "RawModule", module)
+        message = rf"the compiler of CUDA kernels \(NVRTC\) is not there: {EXTRA}"
+        with afresh(), pytest.raises(RuntimeError, match=message) as raised:
+            ek.softmax(x)
+        assert raised.value.__cause__ is error and "\n" not in str(raised.value)
+    monkeypatch.undo()
+    assert ek.softmax(x).shape == (3, 4)
+
+
+@pytest.mark.parametrize("error", OTHERWISE, ids=repr)
+def test_other_errors_of_a_compiler_are_shown(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    x = to_device(logits(3, 4))
+    monkeypatch.setattr(launch, "_functions", {})
+    for module in raising(error):
+        monkeypatch.setattr(cupy, "RawModule", module)
+        with afresh(), pytest.raises(type(error)) as raised:
+            ek.softmax(x)
+        assert raised.value is error
+
+
+@stand_in
+def test_kernels_are_compiled_once_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(launch, "_functions", {})
+    module = cupy.RawModule
+
+    def noted(*, code: str, options: tuple[str, ...]) -> Any:
+        compiled.append((cupy.cuda.Device().id, code))
+        return module(code=code, options=options)
+
+    monkeypatch.setattr(cupy, "RawModule", noted)
+    with afresh():
+        for k in (3, 3, 100, 7, 20_000):
+            ek.softmax(to_device(logits(2, k)))
+            ek.softmax(on_second(logits(2, k)))
+    assert len(compiled) == len({*compiled}) and {place for place, _ in compiled} == {0, 1}
+
+
+def test_a_backend_takes_the_arrays_of_its_library() -> None:
+    want = softmax(THERE)
+    for backend, array, came in (("cuda", HOST, "numpy"), ("reference", THERE, "cupy"), ("cpu", THERE, "cupy")):
+        message = rf"use_backend\('{backend}'\) is in force, which takes .* and {came} arrays came"
+        with ek.use_backend(backend), pytest.raises(TypeError, match=message):
+            softmax(array)
+    with ek.use_backend("cuda"):
+        assert bits(softmax(THERE)) == bits(want)
+
+
+def test_cupy_is_not_imported_before_it_is_needed() -> None:
+    code = """
+import sys
+
+class Spy:
+    def find_spec(self, name, path=None, target=None):
+        assert name.partition(".")[0] not in ("cupy", "cupy_backends"), name
+
+sys.meta_path.insert(0, Spy())
+import entrokern as ek
+ek.use_backend("reference")
+ek.cross_entropy([[0.0, 1.0]], [1])
+ek.backends()
+print("cupy" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
+
+
+# --- structures ------------------------------------------------------------------------------------------
+
+STRUCTURES = """
+typedef long long i64;
+struct Small {
+  int a;
+  double b;
+};
+struct Inner {
+  int first;      // a hole of 4 bytes follows
+  void *pointer;
+  Small of_struct; i64 shape[3], one;
+};
+struct Arguments {
+  float f;
+  Inner x, y;  // two of another struct
+  const double *weights, *more;  // null: none
+  int flag; // one; with a semicolon in the comment
+  i64 n, k[2];
+  const void *anything;
+  Inner many[2];
+  int flags[3];
+  double options[7];
+  float last;
+};
+"""
+
+
+def places(dtype: np.dtype[Any], prefix: str = "") -> dict[str, tuple[int, int]]:
+    """Offset and size of each member of a structure, and of the members of those."""
+    found: dict[str, tuple[int, int]] = {}
+    for name in dtype.names or ():
+        member, start = dtype.fields[name][:2]  # type: ignore[index]
+        found[prefix + name] = start, member.itemsize
+        inner = member.subdtype[0] if member.subdtype else member
+        first = f"{prefix}{name}[0]" if member.subdtype else prefix + name
+        found |= {key: (start + at, size) for key, (at, size) in places(inner, first + ".").items()}
+    return found
+
+
+@pytest.mark.parametrize("family", [None, *sources.FAMILIES])
+def test_structures_lie_as_the_compiler_lays_them(family: str | None) -> None:
+    text = STRUCTURES if family is None else sources.family_source(family)
+    dtype = dtype_of("Arguments", text) if family is None else sources.arguments_of(family)
+    members = places(dtype)
+    found = ", ".join(f"__builtin_offsetof(Arguments, {m}), sizeof(((Arguments *)nullptr)->{m})" for m in members)
+    text += f'\nextern "C" {{ __attribute__((visibility("default"))) unsigned long long found[] = {{{found}}}; }}\n'
+    library = shim.compiled(text, [], sanitize=False, name=f"structures-{family}")
+    got = (ctypes.c_ulonglong * 2 * len(members)).in_dll(library, "found")
+    assert {name: tuple(place) for name, place in zip(members, got, strict=True)} == members
+    assert ctypes.c_size_t.in_dll(library, "arguments_bytes").value == dtype.itemsize
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        ("unsigned n", "there is no struct unsigned"),
+        ("long long n", "'long n' is no member"),
+        ("Missing x", "there is no struct Missing"),
+        ("int table[2][3]", r"'table\[2\]\[3\]' is no member"),
+        ("int shape[AXES]", r"'shape\[AXES\]' is no member"),
+        ("int **pointers", r"'\*\*pointers' is no member"),
+        ("int flag : 1", "'flag : 1' is no member"),
+        *((other, "is no member") for other in ("float* x", "Pair<int> x", "int(*call)(int)")),
+    ],
+)
+def test_unknown_members_are_refused(member: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dtype_of("Arguments", f"struct Arguments {{\n  int n;\n  {member};\n}};")
+    with pytest.raises(ValueError, match="there is no struct Arguments"):
+        dtype_of("Arguments", "struct Other {\n  int n;\n};")
