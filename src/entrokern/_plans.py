@@ -98,7 +98,9 @@ def _key(args: tuple[Any, ...], options: Mapping[str, Any], arrays: list[Array],
             key += (kind, value)  # the type too: True is no 1
         elif _device.is_cupy_array(value):
             arrays.append(value)
-            key += (value.dtype, value.shape, value.strides, value.data.device_id)
+            # Whether elements lie at multiples of their size, NumPy has among its flags.
+            place = value.data.ptr % value.itemsize
+            key += (value.dtype, value.shape, value.strides, value.data.device_id, place)
         else:
             return None
     return None if options.get("validate") else tuple(key)
