@@ -98,18 +98,20 @@ def test_ordinary_rows_are_not_left_over(name: str, dtype: str, monkeypatch: pyt
             assert np.isfinite(call(case.function, given, options)["loss"].astype(float)).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("base", [1 + 1e-9, 1 - 1e-9, 2, 0.5])
-def test_gradients_times_what_float32_may_not_hold(base: float) -> None:
+def test_gradients_times_what_float32_may_not_hold(base: float, dtype: str) -> None:
     """In the line of short rows and beyond it: the loss's unit multiplies numbers that are nearly nothing."""
-    for k in (5, 3000):
-        x, y = np.full((6, k), -1.0, np.float32), np.full((6, k), -1.5, np.float32)
+    for k in (5, 70, 3000):
+        x, y = np.full((6, k), -1.0, dtype), np.full((6, k), -1.5, dtype)
         x[:, 1], y[:, 2] = -100.0, -3.0
         for form in ("log_probs", "probs"):
             args = [x if form == "log_probs" else np.exp(x), y]
             options = {"p_form": form, "q_form": "log_probs", "base": base, "return_grad": "q"}
             got = call("kl_divergence", args, options)
             want = evaluate(LONG, "kl_divergence", args, options)["grad_q"].value.astype(float)
-            np.testing.assert_allclose(got["grad_q"], want, rtol=5e-6 if form == "probs" else 1e-4, atol=1e-37)
+            rtol = 1e-12 if dtype == "float64" else 5e-6 if form == "probs" else 1e-4
+            np.testing.assert_allclose(got["grad_q"], want, rtol, atol=1e-37)
 
 
 # --- labels: one number of each row ---------------------------------------------------------------------

@@ -74,12 +74,12 @@ def room_for_tiles(k: int, zero: Any, count: int) -> list[Array]:
 def common_slope(call: Call) -> Any:
     """What all slopes are multiplied by, in the type that they are computed in.
 
-    Products of exponentials and differences of logarithms keep their digits in float32. What is left of a computed
-    logarithm beside 1 may be little; quotients, and weights, may be beyond float32.
+    Of narrow operands, products of exponentials and differences of logarithms keep their digits in float32. What is
+    left of a computed logarithm beside 1 may be little; quotients, and weights, may be beyond float32.
     """
     slope = call.unit * call.map_scale
     of_products = of_logs(call) or (call.y_form == "log_probs" and "grad_p" not in call.maps)
-    fits = call.sample_weight is None and 2.0**-100 < abs(slope) < 2.0**24
+    fits = narrow(call) and call.sample_weight is None and 2.0**-100 < abs(slope) < 2.0**24
     return np.float32(slope) if call.maps and of_products and fits else np.float64(slope)
 
 
