@@ -36,11 +36,13 @@ def many(n: int) -> None:
     np.save("y", rng.integers(0, 3, n))
 
 
-def started(*args: str, largest: int = -1) -> subprocess.Popen[str]:
-    """A run of its own, in which no file can get larger than so many bytes."""
+def started(*args: str, largest: int = -1, pause: float = 0) -> subprocess.Popen[str]:
+    """A run of its own, in which no file can get larger than so many bytes, and each block takes a while longer."""
     code = (
-        "import resource, sys; from entrokern.cli import main; "
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest}, {largest})); sys.exit(main())"
+        "import resource, sys, time; from entrokern import _scoring; from entrokern.cli import main\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest}, {largest}))\n"
+        f"run = _scoring._Job.run; _scoring._Job.run = lambda *args: (time.sleep({pause}), run(*args))[1]\n"
+        "sys.exit(main())"
     )
     command = [sys.executable, "-c", code, "score", *ASKED, *args, "--json"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -230,8 +232,8 @@ def test_an_input_that_changes_is_refused(files, complaint, monkeypatch):
 )
 def test_signals_end_it_cleanly(tmp_path, monkeypatch, sent, code, word):
     monkeypatch.chdir(tmp_path)
-    many(1_000_000)
-    process = started("--out", "o.npz")
+    many(100_000)
+    process = started("--out", "o.npz", pause=0.001)
     while not (folder("o.npz") / "journal").exists():
         time.sleep(0.001)
     process.send_signal(sent)
@@ -245,11 +247,12 @@ def test_signals_end_it_cleanly(tmp_path, monkeypatch, sent, code, word):
 
 @pytest.mark.parametrize(
     ("limit", "row"),
-    [(600_000, "74992"), (1_000_000, "100000")],  # while the rows are computed; while the file is made of them
+    # While the rows are computed; while the file is made of them. The journal, of up to 65536 losses, is smaller.
+    [(1_800_000, "224992"), (3_000_000, "300000")],
 )
 def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch, limit, row):
     monkeypatch.chdir(tmp_path)
-    many(100_000)
+    many(300_000)
     limited = started("--out", "o.npz", largest=limit)
     _, err = limited.communicate()
     assert limited.returncode == 2
