@@ -39,7 +39,8 @@ def many(n: int) -> None:
 def started(*args: str, largest: int = -1, pause: float = 0) -> subprocess.Popen[str]:
     """A run of its own, in which no file can get larger than so many bytes, and each block takes a while longer."""
     code = (
-        "import resource, sys, time; from entrokern import _scoring; from entrokern.cli import main\n"
+        "import resource, signal, sys, time; from entrokern import _scoring; from entrokern.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs begin without it
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest}, {largest}))\n"
         f"run = _scoring._Job.run; _scoring._Job.run = lambda *args: (time.sleep({pause}), run(*args))[1]\n"
         "sys.exit(main())"
