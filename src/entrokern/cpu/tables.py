@@ -271,7 +271,7 @@ def write_slopes(
 
     `slope` multiplies them all, and its type is the one that they are computed in (`fast.common_slope`).
     """
-    one = vector(slope) * 0.0 + 1.0
+    one = vector(cast(1.0, slope))
     if (
         left == 0 and weights.size == 0 and without_gaps(x_geometry, n, k) and without_gaps(y_geometry, n, k)
         and without_gaps(p_geometry, n, k) and without_gaps(q_geometry, n, k)
