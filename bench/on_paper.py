@@ -1,4 +1,7 @@
-"""What the CUDA kernels can reach on an H100, on paper: python bench/on_paper.py prints docs/gpu.md's tables.
+"""What the CUDA kernels can reach on an H100, on paper: python bench/on_paper.py prints two tables.
+
+With --save they go to bench/results/on-paper.json, from where `docs/tables.py` has them for docs/gpu.md, and `stale`
+tells when the kernels have changed since.
 
 For each operation: the bytes that a class moves, and what the machine code of the kernel's loops spends on it
 (`tests/cubin.py`): in the shortest turn of each loop, which leaves out what some rows or some calls need, and in all
@@ -10,15 +13,22 @@ Rows that are read twice must stay in cache until then: a second table has what 
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import cubin
-from entrokern.cuda.sources import cluster_size
+from entrokern.cuda.sources import KERNELS, cluster_size, source
+
+ROOT = Path(__file__).resolve().parent.parent
+SAVED = ROOT / "bench" / "results" / "on-paper.json"
 
 # An H100 SXM: multiprocessors × instructions (of a warp's lanes) and special functions a clock × the boost clock; what
 # a copy reaches of its 3.35 TB/s, in bytes a second.
@@ -143,12 +153,30 @@ def operations() -> Iterator[tuple[str, ...]]:
         )
 
 
+def digest() -> str:
+    """Of the kernels' sources, but for their comments: what the tables have been read from."""
+    texts = (source([KERNELS[operation.kernel]]) for operation in OPERATIONS)
+    words = (" ".join(re.sub(r"//.*", "", text).split()) for text in texts)
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+
+def stale(saved: dict[str, Any]) -> bool:
+    """Whether the kernels, or what is looked at, are not those that the `saved` tables are of."""
+    names = [operation for operation, *_ in saved["operations"][1:]]
+    return saved["digest"] != digest() or names != [operation.name for operation in OPERATIONS]
+
+
 def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--save", action="store_true", help=f"write the tables to {SAVED.relative_to(ROOT)} too")
+    options = asked.parse_args()
     cubin.begin((operation.kernel, cubin.HOPPER) for operation in OPERATIONS)
-    for table in (operations(), long_rows()):
-        header, *lines = table
+    tables = {"operations": list(operations()), "long_rows": list(long_rows())}
+    for header, *lines in tables.values():
         for line in (header, ("---",) * len(header), *lines, ()):
             print("| " + " | ".join(line) + " |" if line else "")
+    if options.save:
+        SAVED.write_text(json.dumps({"compiler": cubin.version(), "digest": digest(), **tables}, indent=1) + "\n")
 
 
 def span(values: list[float], digits: int) -> str:

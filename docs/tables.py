@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import importlib
 import inspect
 import itertools
@@ -28,7 +29,8 @@ from entrokern.score import OUTPUTS
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # whose `device` brings NumPy arrays to the CUDA backend
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("design", "dask", "backends", "benchmark")))
+WITH_TABLES = ("design", "dask", "backends", "benchmark", "gpu")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in WITH_TABLES))
 RESULTS = ROOT / "bench" / "results"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -391,6 +393,16 @@ def dask_table(name: str) -> str:
     return of_bench("dask_tables").TABLES[name](json.loads(newest.read_text()))
 
 
+def paper_table(name: str) -> str:
+    """From what bench/on_paper.py has saved, if it is of these kernels."""
+    on_paper = of_bench("on_paper")
+    saved = json.loads(on_paper.SAVED.read_text())
+    if on_paper.stale(saved):
+        raise SystemExit("docs/gpu.md: the CUDA kernels have changed; run `python bench/on_paper.py --save` first")
+    header, *rows = saved[name]
+    return markdown(header, rows)
+
+
 def of_bench(name: str) -> Any:
     sys.path.insert(0, str(ROOT / "bench"))
     try:
@@ -408,6 +420,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "files": file_table,
     "speed": speed_table,
     "benchmark": benchmark_tables,
+    "operations": functools.partial(paper_table, "operations"),
+    "long_rows": functools.partial(paper_table, "long_rows"),
 }
 
 

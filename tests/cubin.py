@@ -62,6 +62,13 @@ def tool(name: str) -> str | None:
     return shutil.which(name, path=f"{wheels}{os.pathsep}{os.environ.get('PATH', '')}")
 
 
+def version() -> str:
+    from cuda.bindings import nvrtc
+
+    _, major, minor = nvrtc.nvrtcVersion()
+    return f"NVRTC {major}.{minor}"
+
+
 @functools.cache
 def architectures() -> set[int]:
     """Those that the compiler knows."""
