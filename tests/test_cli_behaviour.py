@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +214,19 @@ def test_it_is_a_program(files):
     done = command("score", "missing.npy")
     assert (done.returncode, done.stderr) == (2, "entrokern: missing.npy: No such file or directory\n")
     assert command("--version").stdout == f"entrokern {ek.__version__}\n"
+
+
+@pytest.mark.parametrize("line", [["info"], ["--help"], ["score", "missing.npy"]])
+def test_a_callers_signals_are_its_own_again(line):
+    def own(*_: object) -> None: ...
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with suppress(SystemExit):
+            cli.main(line)
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_closed_pipe_is_no_error(files):

@@ -7,9 +7,10 @@ import dataclasses
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -40,8 +41,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     SystemExit
         Of code 143 when terminated, and of what argparse ends with.
     """
-    with suppress(ValueError):  # signals are the main thread's; a scheduler's end is an exit, which cleans up
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with _terminated_by_exit():
+        return _run(argv)
+
+
+@contextmanager
+def _terminated_by_exit() -> Iterator[None]:
+    """A scheduler's SIGTERM is an exit, which cleans up; after `main`, it is again what a caller had made of it."""
+    if threading.current_thread() is not threading.main_thread():  # signals are not its own
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # a terminal that knows no σ shows a ? for it
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
