@@ -165,7 +165,7 @@ def main() -> int:
     try:
         # Kernels are kept in a folder that is new: first calls compile.
         with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"):
-            os.environ["CUPY_CACHE_DIR"] = folder
+            os.environ["CUPY_CACHE_DIR"] = os.environ["ENTROKERN_CACHE_DIR"] = folder
             if (reason := why_not()) is not None:
                 print(f"no GPU to measure on: {reason}")
                 return 0 if settings.if_possible else NO_GPU

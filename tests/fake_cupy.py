@@ -887,19 +887,32 @@ class RawKernel:
         shim.launch(self.name, blocks, threads[0], shared_mem, arguments, cluster=self.cluster)
 
 
+class CompileException(Exception):
+    pass
+
+
+def compile_using_nvrtc(
+    source: str, options: tuple[str, ...] = (), arch: Any = None, filename: str = "kern.cu", **more: Any
+) -> tuple[bytes, None]:
+    """The text itself is the machine code; the shim compiles its kernels as part of their family."""
+    if not isinstance(source, str) or not isinstance(options, tuple):
+        raise TypeError(f"source must be a str and options a tuple, not {type(source)} and {type(options)}")
+    return source.encode(), None
+
+
 class RawModule:
-    """The kernels that `code` defines; the shim compiles them as part of their family."""
+    """The kernels of a file of machine code."""
 
-    def __init__(self, *, code: str | None = None, options: tuple[str, ...] = (), backend: str = "nvrtc", **more: Any):
-        if not isinstance(code, str) or not isinstance(options, tuple):
-            raise TypeError(f"code must be a str and options a tuple, not {type(code)} and {type(options)}")
-        self.code, self.options, self.backend = code, options, backend
-
-    def compile(self, log_stream: Any = None) -> None:
-        pass
+    def __init__(self, *, code: str | None = None, path: str | None = None, options: tuple[str, ...] = ()):
+        if code is not None:  # which CuPy takes
+            raise TypeError("CuPy compiles code with -ftz=true, last of all options: subnormal numbers would be 0")
+        if not isinstance(path, str):
+            raise TypeError(f"path must be a str, not {type(path)}")
+        self.file_path = path
 
     def get_function(self, name: str) -> RawKernel:
-        entry = re.search(rf'extern "C" __global__ [^;{{]*\b{name}\(', self.code)
+        with open(self.file_path) as file:
+            entry = re.search(rf'extern "C" __global__ [^;{{]*\b{name}\(', file.read())
         if entry is None:
             raise CUDADriverError("CUDA_ERROR_NOT_FOUND: named symbol not found")
         together = re.search(r"__cluster_dims__\((\d+)\)", entry[0])
@@ -913,6 +926,7 @@ class RawModule:
 def _modules() -> dict[str, types.ModuleType]:
     cupy, cuda = types.ModuleType("cupy"), types.ModuleType("cupy.cuda")
     runtime, driver = types.ModuleType("cupy.cuda.runtime"), types.ModuleType("cupy.cuda.driver")
+    nvrtc, compiler = types.ModuleType("cupy.cuda.nvrtc"), types.ModuleType("cupy.cuda.compiler")
     vars(runtime).update(
         CUDARuntimeError=CUDARuntimeError,
         getDevice=_device,
@@ -925,14 +939,18 @@ def _modules() -> dict[str, types.ModuleType]:
         streamSynchronize=lambda stream: _synchronise(),
     )
     vars(driver).update(CUDADriverError=CUDADriverError)
+    vars(nvrtc).update(getVersion=lambda: (0, 0))  # no NVRTC's: what is kept by it, no device will be given
+    vars(compiler).update(CompileException=CompileException, compile_using_nvrtc=compile_using_nvrtc)
     vars(cuda).update(
         Device=Device,
         Memory=Memory,
         MemoryPointer=MemoryPointer,
         Stream=Stream,
+        compiler=compiler,
         driver=driver,
         get_current_stream=get_current_stream,
         is_available=lambda: device_count > 0,
+        nvrtc=nvrtc,
         runtime=runtime,
     )
     scalars = ("bool_", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -946,7 +964,7 @@ def _modules() -> dict[str, types.ModuleType]:
         cuda=cuda,
         ndarray=ndarray,
     )
-    return {module.__name__: module for module in (cupy, cuda, runtime, driver)}
+    return {module.__name__: module for module in (cupy, cuda, runtime, driver, nvrtc, compiler)}
 
 
 _replaced: dict[str, types.ModuleType] = {}

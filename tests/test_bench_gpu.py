@@ -81,6 +81,12 @@ def broken():
     return {"ce": lambda case: call}
 
 
+def keep_in(monkeypatch, folder):
+    """What `bench_gpu.py` sets is given back afterwards."""
+    for name in ("CUPY_CACHE_DIR", "ENTROKERN_CACHE_DIR"):
+        monkeypatch.setenv(name, str(folder))
+
+
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """Short periods, peers that need no package, and no GPU asked for."""
@@ -92,7 +98,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(bench_gpu, "gpu_name", lambda: "A GPU")
     monkeypatch.setattr(gpu_cells, "small_call", functools.partial(gpu_cells.small_call, repeats=2))
     monkeypatch.setattr(gpu_peers, "PEERS", {"cupy": ((), on_host), "broken": ((), broken)})
-    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))  # given back afterwards
+    keep_in(monkeypatch, tmp_path)
     gpu_peers.losses_of.cache_clear()
     yield
     gpu_peers.losses_of.cache_clear()
@@ -344,7 +350,7 @@ def test_no_gpu_is_one_clear_line(monkeypatch, tmp_path, capsys, arguments, code
     import fake_cupy
 
     monkeypatch.setattr(fake_cupy, "device_count", 0)
-    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
+    keep_in(monkeypatch, tmp_path)
     assert run(monkeypatch, *arguments) == code
     said = "no GPU to measure on: CuPy finds no GPU (cudaErrorNoDevice: no CUDA-capable device is detected)\n"
     assert capsys.readouterr().out == said
@@ -352,7 +358,7 @@ def test_no_gpu_is_one_clear_line(monkeypatch, tmp_path, capsys, arguments, code
 
 def test_no_cupy_is_one_clear_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
+    keep_in(monkeypatch, tmp_path)
     assert run(monkeypatch) == 3
     assert capsys.readouterr().out.startswith("no GPU to measure on: CuPy cannot be imported (")
 

@@ -6,6 +6,7 @@ import ctypes
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cupy  # the stand-in, if `device` has put it there
@@ -190,20 +191,21 @@ def test_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(error.value)
 
 
+# Where it may turn out that there is no compiler, or that it fails.
+COMPILING = ((cupy.cuda.nvrtc, "getVersion"), (cupy.cuda.compiler, "compile_using_nvrtc"), (cupy, "RawModule"))
+
+
+@pytest.fixture
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(launch, "_functions", {})
+    monkeypatch.setattr(launch, "_folder", lambda: tmp_path)
+
+
 def raising(error: Exception) -> Any:
-    """A module that does not come to compile, and one that fails at the first kernel."""
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise error
 
-    class Early:
-        def __init__(self, **options: Any) -> None:
-            raise error
-
-    class Late:
-        def __init__(self, **options: Any) -> None: ...
-
-        def get_function(self, name: str) -> Any:
-            raise error
-
-    return Early, Late
+    return fail
 
 
 class NVRTCError(RuntimeError): ...
@@ -225,46 +227,68 @@ OTHERWISE = (
 
 
 @pytest.mark.parametrize("error", NO_NVRTC, ids=repr)
-def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, nothing_compiled: None, error: Exception) -> None:
     x = to_device(logits(3, 4))
-    monkeypatch.setattr(launch, "_functions", {})
-    for module in raising(error):
-        monkeypatch.setattr(cupy, "RawModule", module)
-        message = rf"the compiler of CUDA kernels \(NVRTC\) is not there: {EXTRA}"
-        with afresh(), pytest.raises(RuntimeError, match=message) as raised:
-            ek.softmax(x)
+    message = rf"the compiler of CUDA kernels \(NVRTC\) is not there: {EXTRA}"
+    for place, name in COMPILING:
+        with monkeypatch.context() as patch, afresh():
+            patch.setattr(place, name, raising(error))
+            with pytest.raises(RuntimeError, match=message) as raised:
+                ek.softmax(x)
         assert raised.value.__cause__ is error and "\n" not in str(raised.value)
-    monkeypatch.undo()
     assert ek.softmax(x).shape == (3, 4)
 
 
 @pytest.mark.parametrize("error", OTHERWISE, ids=repr)
-def test_other_errors_of_a_compiler_are_shown(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_other_errors_of_a_compiler_are_shown(
+    monkeypatch: pytest.MonkeyPatch, nothing_compiled: None, error: Exception
+) -> None:
     x = to_device(logits(3, 4))
-    monkeypatch.setattr(launch, "_functions", {})
-    for module in raising(error):
-        monkeypatch.setattr(cupy, "RawModule", module)
-        with afresh(), pytest.raises(type(error)) as raised:
-            ek.softmax(x)
+    for place, name in COMPILING:
+        with monkeypatch.context() as patch, afresh():
+            patch.setattr(place, name, raising(error))
+            with pytest.raises(type(error)) as raised:
+                ek.softmax(x)
         assert raised.value is error
 
 
 @stand_in
-def test_kernels_are_compiled_once_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = []
-    monkeypatch.setattr(launch, "_functions", {})
-    module = cupy.RawModule
+def test_kernels_are_compiled_once_and_loaded_once_for_a_device(
+    monkeypatch: pytest.MonkeyPatch, nothing_compiled: None, tmp_path: Path
+) -> None:
+    texts, loaded = [], []
+    compile_text, module = cupy.cuda.compiler.compile_using_nvrtc, cupy.RawModule
 
-    def noted(*, code: str, options: tuple[str, ...]) -> Any:
-        compiled.append((cupy.cuda.Device().id, code))
-        return module(code=code, options=options)
+    def compile_noted(text: str, options: tuple[str, ...]) -> Any:
+        texts.append(text)
+        return compile_text(text, options)
 
-    monkeypatch.setattr(cupy, "RawModule", noted)
+    def load_noted(*, path: str) -> Any:
+        loaded.append((cupy.cuda.Device().id, path))
+        return module(path=path)
+
+    monkeypatch.setattr(cupy.cuda.compiler, "compile_using_nvrtc", compile_noted)
+    monkeypatch.setattr(cupy, "RawModule", load_noted)
     with afresh():
         for k in (3, 3, 100, 7, 20_000):
             ek.softmax(to_device(logits(2, k)))
             ek.softmax(on_second(logits(2, k)))
-    assert len(compiled) == len({*compiled}) and {place for place, _ in compiled} == {0, 1}
+    assert len(loaded) == len({*loaded}) and {place for place, _ in loaded} == {0, 1}
+    assert len(texts) == len({*texts}) == len({path for _, path in loaded}) == len([*tmp_path.iterdir()])
+    launch._functions.clear()  # as in the next process
+    with afresh():
+        ek.softmax(to_device(logits(2, 3)))
+    assert len(texts) == len({*texts})
+
+
+def test_where_no_folder_can_be_written_each_process_compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ENTROKERN_CACHE_DIR", str(tmp_path / "file" / "x"))
+    monkeypatch.setattr(launch, "_functions", {})
+    monkeypatch.setattr(launch, "_folder", launch._folder.__wrapped__)
+    with afresh():
+        assert ek.softmax(to_device(logits(2, 3))).shape == (2, 3)
+    assert [*Path(launch._of_this_process().name).glob("*.cubin")]
 
 
 def test_a_backend_takes_the_arrays_of_its_library() -> None:

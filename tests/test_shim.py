@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import array_api_compat
@@ -552,7 +553,8 @@ def test_it_refuses_what_cupy_refuses(cupy: Any) -> None:
         lambda: cupy.empty_like(host),
         lambda: cupy.empty_like(x, subok=False),
         lambda: cupy.may_share_memory(x, host),
-        lambda: cupy.RawModule(code="", options=[]),
+        lambda: cupy.RawModule(code=""),
+        lambda: cupy.cuda.compiler.compile_using_nvrtc("", []),
         lambda: list(range(3))[x[0]],
         lambda: hash(x),
     ]
@@ -635,8 +637,10 @@ def test_arrays_stay_on_their_device(cupy: Any) -> None:
         cupy.cuda.Device(2).use()
 
 
-def test_kernels_run_within_the_device_s_limits(cupy: Any) -> None:
-    module = cupy.RawModule(code=TEXT, options=("-std=c++17",))
+def test_kernels_run_within_the_device_s_limits(cupy: Any, tmp_path: Path) -> None:
+    file = tmp_path / "kernels.cubin"
+    file.write_bytes(cupy.cuda.compiler.compile_using_nvrtc(TEXT, ("-std=c++17",))[0])
+    module = cupy.RawModule(path=str(file))
     total = module.get_function("right_sum")
     x, out = cupy.ones((5, 100), np.float32), cupy.empty(5, np.float32)
     structure = np.array([(x.data.ptr, out.data.ptr, 100, 0)], ARGUMENTS)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import cupy
 import numpy as np
 
+from .._cache import cache_folder
 from .sources import BLOCK, KERNELS, source
 
 OPTIONS = ("-std=c++17",)
@@ -29,13 +34,39 @@ def function(name: str, cluster: int = 1) -> Any:
     found = _functions.get(key)
     if found is None:
         try:
-            found = cupy.RawModule(code=source([KERNELS[name]], cluster), options=OPTIONS).get_function(name)
+            found = cupy.RawModule(path=compiled(source([KERNELS[name]], cluster))).get_function(name)
         except (ImportError, RuntimeError) as error:
             if "nvrtc" in f"{type(error).__name__} {error}".lower() and "Compile" not in type(error).__name__:
                 raise RuntimeError(NO_COMPILER) from error
             raise
         _functions[key] = found
     return found
+
+
+def compiled(text: str) -> str:
+    """The file with the machine code of `text` for the current device: kept from before, or made now.
+
+    `RawModule` could compile the text itself, but with ``-ftz=true`` behind whatever options it is given: float32
+    that is subnormal would be 0 wherever it comes, and have no logarithm as a probability.
+    """
+    about = text, OPTIONS, cupy.cuda.Device().compute_capability, cupy.cuda.nvrtc.getVersion()
+    file = _folder() / f"{hashlib.sha256(repr(about).encode()).hexdigest()[:32]}.cubin"
+    if not file.exists():
+        code, _ = cupy.cuda.compiler.compile_using_nvrtc(text, OPTIONS)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as begun:  # others may be at the same
+            begun.write(code)
+        os.replace(begun.name, file)
+    return str(file)
+
+
+@functools.cache
+def _folder() -> Path:
+    return cache_folder() or Path(_of_this_process().name)
+
+
+@functools.cache
+def _of_this_process() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="entrokern-")
 
 
 def has_clusters() -> bool:
