@@ -466,13 +466,13 @@ class ndarray:
             raise TypeError("iteration over a 0-d array")
         return (self[i] for i in range(self.shape[0]))
 
-    def _index(self, index: Any, reads: bool) -> tuple[Any, bool]:
-        """The index as NumPy's, and whether it makes a view. A mask that is read makes the host count it."""
+    def _index(self, index: Any) -> tuple[Any, bool]:
+        """The index as NumPy's, and whether it makes a view. A mask makes the host count it, to write by it too."""
         items = index if isinstance(index, tuple) else (index,)
         for item in items:
             if isinstance(item, ndarray):
                 _operand(item)
-                if item.dtype.kind == "b" and reads:
+                if item.dtype.kind == "b":
                     _synchronise()
             elif isinstance(item, bool | np.bool_) or not isinstance(
                 item, int | np.integer | slice | types.EllipsisType | None
@@ -482,13 +482,13 @@ class ndarray:
         return tuple(item._array if isinstance(item, ndarray) else item for item in items), not arrays
 
     def __getitem__(self, index: Any) -> ndarray:
-        items, is_view = self._index(index, reads=True)
+        items, is_view = self._index(index)
         if not is_view:
             return _on_device(_operand(self)[items])
         return self._view(self._array[items if Ellipsis in items else (*items, ...)])
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        items, _ = self._index(index, reads=False)
+        items, _ = self._index(index)
         _operand(self)[items] = _element(value) if not isinstance(value, ndarray) else _operand(value)
 
     def fill(self, value: Any) -> None:

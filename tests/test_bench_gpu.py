@@ -382,6 +382,7 @@ def test_the_script_says_that_there_is_no_gpu():
 # --- with one -------------------------------------------------------------------------------------
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not device.REAL, reason="no GPU")
 def test_the_clock_and_the_limits_of_the_device():
     real = gpu_device.Device(256)
