@@ -360,6 +360,7 @@ def places(dtype: np.dtype[Any], prefix: str = "") -> dict[str, tuple[int, int]]
     return found
 
 
+@stand_in
 @pytest.mark.parametrize("family", [None, *sources.FAMILIES])
 def test_structures_lie_as_the_compiler_lays_them(family: str | None) -> None:
     text = STRUCTURES if family is None else sources.family_source(family)
