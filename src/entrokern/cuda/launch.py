@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -61,12 +63,11 @@ def compiled(text: str) -> str:
 
 @functools.cache
 def _folder() -> Path:
-    return cache_folder() or Path(_of_this_process().name)
-
-
-@functools.cache
-def _of_this_process() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="entrokern-")
+    """Where machine code is kept; where nothing can be, a folder of this process."""
+    if (kept := cache_folder()) is None:
+        kept = Path(tempfile.mkdtemp(prefix="entrokern-"))
+        atexit.register(shutil.rmtree, kept, ignore_errors=True)
+    return kept
 
 
 def has_clusters() -> bool:
