@@ -21,6 +21,7 @@ from cuda_calls import (
     Call,
     Foreign,
     Host,
+    Results,
     assert_same,
     bits,
     distributions,
@@ -295,6 +296,33 @@ def test_results_take_the_places_of_their_operands(case: Case) -> None:
             if view is not frame and not device.REAL:
                 view[...] = 1
                 assert (frame == 1).all()
+
+
+NEAR, FAR = 512, (1 << 31) + 512
+
+
+def apart(values: Host, distance: int) -> Host:
+    """Two rows so many elements apart, or of more and shorter ones the first class and the last."""
+    n, k = values.shape
+    strides = (distance, 1) if n == 2 else (1, distance // (k - 1))
+    memory = np.empty((n - 1) * strides[0] + (k - 1) * strides[1] + 1, values.dtype)  # hardly any of it is touched
+    view = np.lib.stride_tricks.as_strided(memory, (n, k), tuple(values.itemsize * step for step in strides))
+    view[...] = values
+    return view
+
+
+@pytest.mark.parametrize("case", [c for c in TABLE if in_place(c, [0, 0])], ids=lambda case: case.name)
+def test_rows_and_classes_may_be_further_apart_than_32_bits_reach(case: Case) -> None:
+    turn = TABLE.index(case)
+    n, k = ((2, 300), (5, 3))[turn % 2]
+    args, options = operands(case, n, k, ("float16", "bfloat16")[turn // 2 % 2])
+    options = {name: given(value) for name, value in options.items()}
+
+    def results(distance: int) -> Results:
+        there = [given(apart(a, distance) if a.ndim == 2 else a) for a in args]
+        return call(case.function, there, options | in_place(case, there))
+
+    assert_same(results(FAR), results(NEAR), f"{n} x {k}")
 
 
 # Arrays of the device are never read-only, and masked ones do not exist there.
