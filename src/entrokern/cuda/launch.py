@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,9 @@ def compiled(text: str) -> str:
     file = _folder() / f"{hashlib.sha256(repr(about).encode()).hexdigest()[:32]}.cubin"
     if not file.exists():
         code, _ = cupy.cuda.compiler.compile_using_nvrtc(text, OPTIONS)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as begun:  # others may be at the same
-            begun.write(code)
-        os.replace(begun.name, file)
+        begun = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")  # others may be at the same
+        begun.write_bytes(code)
+        begun.replace(file)
     return str(file)
 
 
