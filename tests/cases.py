@@ -271,6 +271,7 @@ NAMED = [
     Case("bce grad", BCE, ("logits", "binary"), EACH | BOTH),
     Case("bce fractions", BCE, ("logits", "fractions"), BOTH, {"sample_weight": "element weights"}),
     Case("bce smoothed", BCE, ("logits", "binary"), EACH | BOTH | {"label_smoothing": 0.001}),
+    Case("bce pos_weight", BCE, ("logits", "fractions"), EACH | BOTH, {"pos_weight": "class weights"}),
     Case(
         "bce weights",
         BCE,

@@ -1,7 +1,7 @@
 """The table of cases for the CUDA backend, where more than a function and its forms decide which kernel runs.
 
-Fast kernels take what is plain: without weights, with one gradient or none, targets of one byte. `TABLE` has the
-`SHARED` cases, those of `cases.NAMED`, and beside each of them those that are plainer.
+Fast kernels take what is plain: without weights or with such of float32, with one gradient or none, targets of one byte
+or of x's type. `TABLE` has the `SHARED` cases, those of `cases.NAMED`, and beside each of them those that are plainer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cases import DRAW, NAMED, Array, Case, Rng, binary, labels
+from cases import DRAW, IGNORED, NAMED, Array, Case, Rng, binary, element_weights, fractions, labels
 
 
 def hot(rng: Rng, n: int, k: int, kind: str = "normal") -> Array:
@@ -24,7 +24,25 @@ def binary_bytes(rng: Rng, n: int, k: int, kind: str = "normal") -> Array:
     return binary(rng, n, k).astype(np.uint8)
 
 
-DRAW |= {"hot": hot, "bytes": binary_bytes}
+def fractions_ignored(rng: Rng, n: int, k: int, kind: str = "normal") -> Array:
+    return np.where(rng.random((n, k)) < 0.3, IGNORED, fractions(rng, n, k))
+
+
+def narrow_weights(rng: Rng, n: int, k: int, kind: str = "normal") -> Array:
+    return element_weights(rng, n, k).astype(np.float32)
+
+
+DRAW |= {
+    "hot": hot,
+    "bytes": binary_bytes,
+    "fractions, some ignored": fractions_ignored,
+    "narrow weights": narrow_weights,
+}
+PLAINER_TARGETS = {
+    "binary": "bytes",
+    "fractions": "bytes",
+    "binary, some ignored": "fractions, some ignored",
+}
 
 
 def with_last(case: Case, operand: str) -> Case:
@@ -37,11 +55,13 @@ def plainer(case: Case) -> Iterator[Case]:
     rest = {name: value for name, value in case.options.items() if name not in wanted}
     one = {"return_grad": "q"} if "divergence" in case.function else {"return_grad": True}
     asked = {"": wanted} | ({", one gradient": one, ", value": {}} if wanted else {})
-    for (which, maps), (kind, arrays) in itertools.product(asked.items(), (("", case.arrays), (", no weights", {}))):
+    narrow = {name: drawn.replace("element weights", "narrow weights") for name, drawn in case.arrays.items()}
+    weights = {"": case.arrays, ", narrow weights": narrow, ", no weights": {}}
+    for (which, maps), (kind, arrays) in itertools.product(asked.items(), weights.items()):
         found = case._replace(name=case.name + which + kind, options=rest | maps, arrays=arrays)
         yield found
-        if found.operands[-1] in ("binary", "fractions"):
-            yield with_last(found._replace(name=found.name + ", bytes"), "bytes")
+        if target := PLAINER_TARGETS.get(found.operands[-1]):
+            yield with_last(found._replace(name=f"{found.name}, {target}"), target)
 
 
 SHARED = [with_last(case, "hot") if case.operands[-1] == "one hot" else case for case in NAMED]
@@ -50,7 +70,9 @@ SHARED = [with_last(case, "hot") if case.operands[-1] == "one hot" else case for
 def _table() -> list[Case]:
     found: dict[str, Case] = {}
     for case in itertools.chain(SHARED, *map(plainer, SHARED)):
-        found.setdefault(repr((case.function, case.operands, sorted(case.options.items()), sorted(case.arrays))), case)
+        found.setdefault(
+            repr((case.function, case.operands, sorted(case.options.items()), sorted(case.arrays.items()))), case
+        )
     return list(found.values())
 
 

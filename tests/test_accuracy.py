@@ -25,7 +25,7 @@ MEASURED = [
     "ce labels", "ce labels hess", "ce dense grad", "ce smoothed", "ce temperature", "ce softcap",
         "ce z-loss",
     "ce base 2", "ce mean grad", "ce weights", "ce probs", "ce log_probs", "ce log_probs dense", "perplexity",
-    "bce grad", "bce smoothed", "bce fractions", "bce rows", "bce probs", "bce log_probs",
+    "bce grad", "bce smoothed", "bce pos_weight", "bce fractions", "bce rows", "bce probs", "bce log_probs",
     "entropy logits", "entropy probs", "entropy log_probs",
     *(f"{f} {p} {q}" for f in ("kl", "js") for p in ("logits", "log_probs", "probs")
       for q in ("logits", "log_probs", "probs")),

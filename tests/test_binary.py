@@ -151,7 +151,71 @@ def test_one_for_all(backend: str) -> None:
             full = {name: np.broadcast_to(w, x.shape).copy() for name, w in options.items()}
             got = ek.binary_cross_entropy(x, t, **ALL, **options)
             for a, b in zip(got, ek.binary_cross_entropy(x, t.copy(), **ALL, **full), strict=True):
-                np.testing.assert_array_equal(a, b)
+                same_numbers(backend, a, b)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("k", [1, 2, 3, 8, 10, 12, 100, 4099, 16385])
+def test_weights_of_classes_along_a_line(backend: str, k: int, dtype: str) -> None:
+    """Which class an element is of, wherever the line begins and however it is cut."""
+    n = 40_000 // k if dtype == "float32" else 1 + 600 // k
+    x, soft, hard = drawn(n * k + 1, dtype)
+    pos = np.random.default_rng(k).uniform(0.1, 3, size=k).astype(np.float32)
+    for t, start in ((soft, 0), (hard.astype(np.uint8), 1)):
+        one, targets = (a[start : start + n * k].reshape(n, k) for a in (x, t))
+        agree(ek.binary_cross_entropy(one, targets, pos_weight=pos, **ALL), one, targets, ALL | {"pos_weight": pos})
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_weights_of_elements(backend: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, beside logits of any type: a weight of 0 leaves an element out, and the mean's denominator too."""
+    monkeypatch.setattr("entrokern.cuda.quantities.MOST_SUMMING_BLOCKS", 2)
+    x, soft, hard = drawn(50_001 if dtype == "float32" else 1001, dtype)
+    rng = np.random.default_rng(2)
+    weights = np.where(rng.random(x.size) < 0.2, 0, rng.uniform(0.1, 3, size=x.size)).astype(np.float32)
+    x[weights == 0] = rng.choice([np.nan, np.inf, -np.inf], size=(weights == 0).sum())
+    counts = weights != 0
+    for t, first in ((soft, 0), (soft, 1), (hard.astype(np.uint8), 0), (hard.astype(bool), 3)):
+        for more in ({}, {"pos_weight": 2.5}, {"base": 2, "label_smoothing": 0.1}):
+            given = x[first:], t[first:]
+            options = {"sample_weight": weights[first:], **more}
+            each = ek.binary_cross_entropy(*given, **ALL, **options)
+            clean = np.where(counts, x, 0).astype(x.dtype)[first:]
+            agree(each, clean, t[first:], ALL | options)
+            for values in each:
+                assert not values[~counts[first:]].any()
+            wanted = {**ALL, "reduction": "mean"}
+            mean, *slopes = ek.binary_cross_entropy(*given, **wanted, **options)
+            total = weights[first:].sum(dtype=np.float64)
+            np.testing.assert_allclose(mean, each[0].sum(dtype=np.float64) / total, rtol=1e-6)
+            for a, b in zip(slopes, each[1:], strict=True):
+                tolerance, small = {2: (0.01, 1e-7), 4: (1e-6, 1e-40), 8: (1e-12, 0)}[x.itemsize]
+                np.testing.assert_allclose(a.astype(float), b.astype(float) / total, rtol=tolerance, atol=small)
+
+
+@pytest.mark.parametrize("backend", ["cuda"], indirect=True)  # a CPU would compile one kernel after another
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("k", [1, 3, 40, 300])
+def test_rows_of_which_some_do_not_count(backend: str, k: int, dtype: str) -> None:
+    """Ignored targets of x's type or of bytes, whatever x holds there: a row of nothing else does not count."""
+    x, soft, hard = drawn((60, k), dtype)
+    rng = np.random.default_rng(k)
+    ignored = rng.random(x.shape) < 0.3
+    ignored[::7] = True
+    clean = np.where(ignored, 0, x).astype(x.dtype)
+    x[ignored] = rng.choice([np.nan, np.inf, -np.inf], size=ignored.sum())
+    counted = (~ignored.all(axis=1)).sum()
+    for given in (soft, hard.astype(np.uint8)):
+        t = np.where(ignored, 77, given).astype(given.dtype)
+        for more in ({}, {"pos_weight": rng.uniform(0.1, 3, size=k)}):
+            options: dict[str, Any] = {"axis": 1, "ignore_index": 77, **more}
+            each = ek.binary_cross_entropy(x, t, **ALL, **options)
+            agree(each, clean, t, ALL | options)
+            assert not each[0][::7].any() and not each[1][ignored].any() and not each[2][ignored].any()
+            mean, grad = ek.binary_cross_entropy(x, t, return_grad=True, **options)
+            np.testing.assert_allclose(mean, each[0].sum(dtype=np.float64) / counted, rtol=1e-6)
+            tolerance, small = {2: (0.01, 1e-7), 4: (1e-6, 1e-40), 8: (1e-12, 0)}[x.itemsize]
+            np.testing.assert_allclose(grad.astype(float), each[1].astype(float) / counted, rtol=tolerance, atol=small)
 
 
 @pytest.mark.parametrize("dtype", WHOLE)

@@ -186,3 +186,27 @@ def test_a_missing_barrier_of_a_cluster_is_seen(monkeypatch: pytest.MonkeyPatch,
     for order in (0, 1):
         monkeypatch.setattr(shim, "order", order)
         assert (gradient() != want).any()
+
+
+# --- weights of classes along a line ---------------------------------------------------------------------
+
+CLASS_AT = """
+extern "C" __global__ void class_at(ARGUMENTS a) {
+  Visit<float, float, true, false> visit = visit_of<float, float, true, false>(a, 0, (const float *)nullptr);
+  visit.begin_segment(a.n);
+  *(unsigned *)a.partial = visit.class_of(a.n + a.k);
+}
+"""
+
+
+@stand_in
+def test_the_class_of_an_element_beyond_32_bits() -> None:
+    kernels = shim.compiled(sources.family_source("binary") + CLASS_AT, ["class_at"], name="class-at")
+    record, found = np.zeros(1, sources.arguments_of("binary")), np.zeros(1, np.uint32)
+    record["partial"] = found.ctypes.data
+    for period in (1, 3, 8, 1000, 16384, 65535, 65536):
+        for low in (0, 3, 16384, 2**31 + 5, 2**32 - 1, 2**32 + 16384, 7 * 2**33 + 1, 2**40 + 65535):
+            for beyond in (0, 1, 4, 16383):
+                record["period"], record["n"], record["k"] = period, low, beyond
+                kernels.launch("class_at", (1,), 32, 0, record)
+                assert found[0] == (low + beyond) % period, (period, low, beyond)

@@ -112,6 +112,45 @@ def test_gradients_with_options_are_for_the_softmax_family(dtype: str) -> None:
 
 
 @stand_in
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_weights_of_binary_targets_are_for_the_fast_kernels(dtype: str) -> None:
+    """As long as float32 has their digits, and a class has one."""
+    x, t = logits(3, 300, FLOATS[dtype]), to_device(distributions(3, 300).astype(FLOATS[dtype]))
+    classes, elements = np.linspace(0.1, 3, 300), to_device(np.ones((3, 300), np.float32))
+    fast: tuple[dict[str, Any], ...] = (
+        {"pos_weight": 0.1},
+        {"pos_weight": to_device(np.array(0.1))},
+        {"pos_weight": to_device(classes)},
+        {"pos_weight": classes.tolist(), "axis": 1, "ignore_index": 7},
+        {"pos_weight": to_device(classes), "label_smoothing": 0.1, "return_grad": False},
+        {"sample_weight": elements, "pos_weight": 2.0, "ignore_index": 7},
+        {"ignore_index": 7, "axis": 1},
+    )
+    careful: tuple[dict[str, Any], ...] = (
+        {"pos_weight": 1e200},
+        {"pos_weight": 2.0, "label_smoothing": 0.1},
+        {"pos_weight": elements},
+        {"sample_weight": to_device(np.ones((3, 300)))},
+    )
+    for family, asked in (("binary", fast), ("elements", careful)):
+        for options in asked:
+            fake_cupy.reset()
+            ek.binary_cross_entropy(to_device(x), t, **{"return_grad": True, **options})
+            families = {sources.KERNELS[name].family for name in shim.launches if "split" not in name} - {"totals"}
+            assert families == {"elements" if dtype == "float64" else family}, options
+
+
+@stand_in
+def test_one_number_for_all_travels_alone() -> None:
+    """A list's weights, and those of the careful kernels, are brought to the device before they are broadcast."""
+    x, t = to_device(np.zeros((1000, 64))), to_device(np.zeros((1000, 64)))
+    for weight in (2.0, [1.0] * 64):
+        fake_cupy.reset()
+        loss = ek.binary_cross_entropy(x, t, pos_weight=weight, reduction="none")
+        assert sum(fake_cupy.allocations) - loss.nbytes <= 1024
+
+
+@stand_in
 def test_only_what_asks_for_an_answer_waits() -> None:
     x, y = to_device(logits(3, 4)), to_device(labels(3, 4))
     for options in ({"validate": True}, {"on_empty": "raise", "ignore_index": 9}):

@@ -50,7 +50,6 @@ def is_double(kernel: Kernel) -> bool:
 # 132 multiprocessors).
 REGISTERS = {
     "softmax_float64.*": 224,
-    "binary_.*_maps": 160,
     "totals_.*": 96,
     ".*": 128,
 }

@@ -171,11 +171,11 @@ def sample_weights(value: Any, batch: tuple[int, ...]) -> Array | None:
 
 
 def broadcast_against(name: str, value: Any, shape: tuple[int, ...]) -> Array | None:
-    """`value` broadcast (at stride 0) to `shape`, which it must not enlarge."""
+    """`value` broadcast (at stride 0) to `shape`, which it must not enlarge; on a device of the type it has."""
     if value is None:
         return None
     array = as_real(name, value)
-    if array.size <= SMALL:
+    if array.size <= SMALL and type(array) is np.ndarray:
         array = array.astype(np.float64)
     try:
         return np.broadcast_to(array, shape)

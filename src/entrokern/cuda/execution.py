@@ -42,6 +42,7 @@ class Execution:
         self._factors: dict[np.dtype[Any], Any] = {}  # the same of each row, by the type that the kernels take
         self.losses: Any = None
         self.counts: Any = None  # which rows of summed elements count
+        self.split_weights: tuple[int, int, int] | None = None  # weights of classes: place, how many, where the rest is
 
     def launch(self, name: str, blocks: int, record: Any, cluster: int = 1, shared: int = 0) -> None:
         """Run a kernel on CuPy's current stream: `blocks` in all, `cluster` of them together."""
@@ -61,7 +62,9 @@ class Execution:
     def on_device(self, array: Any) -> Any:
         """`array` on the device, in an order that kernels can follow."""
         if isinstance(array, np.ndarray):
-            array, self._repeatable = cupy.asarray(array), False
+            # What is broadcast travels once.
+            once = array[tuple(slice(None if stride else 1) for stride in array.strides)]
+            array, self._repeatable = cupy.broadcast_to(cupy.asarray(once), array.shape), False
         if not fits(array):
             array, self._repeatable = cupy.ascontiguousarray(array), False
         return self._keep(array)
@@ -80,6 +83,13 @@ class Execution:
     def workspace(self, count: int, dtype: Any = np.float64) -> Any:
         self._workspaces.append(cupy.empty((count,), dtype))
         return self._workspaces[-1]
+
+    def number(self, array: Any) -> float | None:
+        """The one number that an array of the host repeats, which a launch can be told; None if it is not such."""
+        if not isinstance(array, np.ndarray) or any(array.strides):
+            return None
+        self._repeatable = False
+        return float(array[(0,) * array.ndim])
 
     def operand(self, record: Any, name: str, array: Any) -> None:
         if array is not None:

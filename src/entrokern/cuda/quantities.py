@@ -15,7 +15,7 @@ from .._call import Call, counts_every_row, raise_empty
 from .arguments import arguments, fill_operand
 from .execution import Execution, blocks_for, set_ignored, team_size
 from .launch import SHARED_BYTES, has_clusters
-from .sources import BLOCK, CHUNK, SEGMENT, cluster_size, softmax_name
+from .sources import BLOCK, CHUNK, SEGMENT, binary_name, cluster_size, softmax_name
 
 LOG2E = 1.4426950408889634
 FORM_CODES = {"logits": 0, "log_probs": 1, "probs": 2}
@@ -23,6 +23,8 @@ DISTRIBUTIONS = {"entropy_grad": 0, "softmax": 1, "log_softmax": 2}
 WHOLE_ROWS, PARTS_OF_ROWS, FROM_PARTS = range(3)
 RECORD_BYTES = 80  # at least those of a part's record
 FEW_BLOCKS = 256  # with fewer at work, long rows are cut into parts
+MOST_CLASSES = 1 << 16  # whose weights are copied: beyond, they could be as many as elements
+BETWEEN_VECTORS = 8  # numbers, at most, from the first of a vector on
 MOST_SUMMING_BLOCKS = 4096  # blocks that share elements whose sum is wanted: a fixed cut, whatever the device
 FULL_RESULTS = {"entropy", "argmax", "rank"}
 
@@ -78,8 +80,7 @@ def _prepare_gradient(run: Execution) -> None:
 
 def _find_counts(run: Execution) -> None:
     """Which rows of binary targets count, by a run of its own: the mean's gradient needs it first."""
-    run.counts = run.workspace(run.call.n_rows, np.float32)
-    _summed_rows(run, with_maps=False)
+    _binary_rows(run, with_maps=False)
 
 
 def _run_elements(run: Execution) -> None:
@@ -95,7 +96,7 @@ def _run_elements(run: Execution) -> None:
 
 def _each_element(run: Execution, with_outputs: bool) -> None:
     call = run.call
-    if with_outputs and _binary_elements(run):
+    if _binary_elements(run, with_outputs):
         return
     record = _elements_record(run, call.x.shape)
     k = call.k
@@ -384,43 +385,81 @@ def _elements_record(run: Execution, shape: tuple[int, ...]) -> Any:
 def _binary_kernel(run: Execution, of: str, arrays: dict[str, Any]) -> tuple[str, Any] | None:
     """The fast kernel for `arrays` of x's shape and its arguments, if there is one: of logits, with plain targets."""
     call = run.call
-    x, t = arrays["x"], arrays["t"]
-    plain = call.quantity == "binary_cross_entropy" and call.form == "logits" and call.pos_weight is None
+    x, t, weights = arrays["x"], arrays["t"], arrays.get("weights")
+    maps = {name: arrays[name] for name in ("grad", "hess") if arrays.get(name) is not None}
+    plain = call.quantity == "binary_cross_entropy" and call.form == "logits"
     of_bytes = plain and t.dtype.name in ("uint8", "bool")
     ignored = np.nan if call.ignore_index is None else call.ignore_index
     exact = call.ignore_index is None or abs(call.ignore_index) <= 1 << 24
-    if not plain or not exact or x.itemsize == 8 or not (of_bytes or t.dtype == x.dtype):
+    # Smoothed targets times weights cancel to more digits than two float32 have.
+    cancels = call.label_smoothing != 0.0 and call.pos_weight is not None and bool(maps)
+    if not plain or not exact or cancels or x.itemsize == 8 or not (of_bytes or t.dtype == x.dtype):
         return None
-    maps = {name: arrays.get(name) for name in ("grad", "hess")}
-    if any(m is not None and m.dtype != x.dtype for m in maps.values()):
+    if any(m.dtype != x.dtype for m in maps.values()):
         return None
     record = arguments("binary")
+    if not _fill_pos_weight(run, record):
+        return None
     run.operand(record, "x", x)
     run.operand(record, "t", t)
     for name, array in maps.items():
         run.output(record, name, array)
+    if weights is not None:
+        record["weights"] = run.on_device(weights).data.ptr
     record["n"], record["k"] = x.size // x.shape[-1], x.shape[-1]
     record["team"] = team_size(x.shape[-1], x.itemsize)
     record["whole"] = of_bytes
     record["keep"], record["rest"] = call.unit * (1 - call.label_smoothing), call.unit * 0.5 * call.label_smoothing
     record["factor"] = call.map_scale
     record["ignored"] = ignored
-    has_maps = any(m is not None for m in maps.values())
-    return f"binary_{of}{'_bytes' * of_bytes}_{x.dtype.name}{'_maps' * has_maps}", record
+    weighted = weights is not None or call.pos_weight is not None or (of == "rows" and call.ignore_index is not None)
+    return binary_name(of, x.dtype.name, of_bytes, weighted, bool(maps)), record
 
 
-def _binary_elements(run: Execution) -> bool:
+def _fill_pos_weight(run: Execution, record: Any) -> bool:
+    """Tell a fast kernel of the weights of classes, in two float32 numbers each; whether they are one a class."""
+    weight = run.call.pos_weight
+    number = 1.0 if weight is None else run.number(weight)
+    if weight is None or number is not None:
+        assert number is not None
+        if number != 0 and not 1e-30 < abs(number) < 1e30:
+            return False
+        record["period"], record["pos_high"] = 1, number
+        record["pos_low"] = number - float(record["pos_high"][0])
+        return True
+    batch = zip(weight.shape[:-1], weight.strides[:-1], strict=True)
+    if any(size > 1 and stride for size, stride in batch) or weight.shape[-1] > MOST_CLASSES:
+        return False
+    if run.split_weights is None:
+        classes = run.on_device(weight[(0,) * (weight.ndim - 1)])
+        period = classes.size if classes.strides[0] else BETWEEN_VECTORS  # of one for all: enough for a vector
+        lows = -(-(period + BETWEEN_VECTORS) // 4) * 4
+        split = arguments("elements")
+        fill_operand(split["pos_weight"][0], classes)
+        table = run.workspace(2 * lows, np.float32)
+        split["n"], split["k"], split["split"] = lows, period, table.data.ptr
+        run.launch("elements_split_pos_weight", -(-lows // BLOCK), split)
+        run.split_weights = table.data.ptr, period, lows
+    record["pos_weight"], record["period"], record["lows"] = run.split_weights
+    return True
+
+
+def _binary_elements(run: Execution, with_outputs: bool = True) -> bool:
     """Elements that lie in one line with all that belongs to them, in float32; whether they do."""
     call = run.call
-    arrays = {"x": call.x, "t": call.y, "loss": call.rows.get("loss"), **call.maps}
-    if call.sample_weight is not None or not all(a is None or a.flags.c_contiguous for a in arrays.values()):
+    if call.sample_weight is not None and call.sample_weight.dtype != np.float32:
+        return False
+    arrays = {"x": call.x, "t": call.y, "weights": call.sample_weight}
+    if with_outputs:
+        arrays |= {"loss": call.rows.get("loss"), **call.maps}
+    if not all(a is None or a.flags.c_contiguous for a in arrays.values()):
         return False
     lines = {name: None if a is None else run.on_device(a).reshape(1, -1) for name, a in arrays.items()}
     found = _binary_kernel(run, "elements", lines)
     if found is None:
         return False
     name, record = found
-    if lines["loss"] is not None:
+    if lines.get("loss") is not None:
         fill_operand(record["loss"][0], lines["loss"])
     if run.total is not None:
         record["map_scale"] = run.total.data.ptr + 8
@@ -432,32 +471,36 @@ def _binary_elements(run: Execution) -> bool:
     if call.total:
         totals = arguments("totals")
         totals["partial"], totals["twofold"] = record["partial"], 1
-        run.ask_for_total(totals, to_result=True)
+        run.ask_for_total(totals, to_result=with_outputs)
         run.reduce_blocks(totals, blocks)
         run.check_not_empty()
     return True
 
 
-def _binary_rows(run: Execution) -> None:
+def _binary_rows(run: Execution, with_maps: bool = True) -> None:
     call = run.call
-    found = _binary_kernel(run, "rows", {"x": call.x, "t": call.y, **call.maps}) if call.ignore_index is None else None
+    maps = call.maps if with_maps else {}
+    if call.ignore_index is not None and run.counts is None:
+        run.counts = run.workspace(call.n_rows, np.float32)
+    found = _binary_kernel(run, "rows", {"x": call.x, "t": call.y, **maps})
     if found is None:
-        _summed_rows(run)
+        _summed_rows(run, with_maps)
         return
     name, record = found
     fill_operand(record["loss"][0], run.losses_of_rows().reshape(-1, 1))
-    run.gradient_factors(record, np.float32)
+    if run.counts is not None:
+        record["counts"] = run.counts.data.ptr
+    if maps:
+        run.gradient_factors(record, np.float32)
     run.launch(name, blocks_for(call.n_rows, int(record["team"][0])), record)
 
 
-def _summed_rows(run: Execution, with_maps: bool = True) -> None:
+def _summed_rows(run: Execution, with_maps: bool) -> None:
     call = run.call
     record = _elements_record(run, call.x.shape)
     fill_operand(record["loss"][0], run.losses_of_rows().reshape(-1, 1))
     record["summed"] = 1
     record["team"] = team = team_size(call.k, 8)
-    if run.counts is None and call.ignore_index is not None:
-        run.counts = run.workspace(call.n_rows, np.float32)
     if run.counts is not None:
         record["counts"] = run.counts.data.ptr
     if with_maps and call.maps:

@@ -7,6 +7,7 @@ stands on, without a single ``#include``, and an entry point with a C name: all 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any, NamedTuple
@@ -62,6 +63,10 @@ def softmax_name(dtype: str, level: str, maps: str) -> str:
     return f"softmax_{dtype}{LEVELS[level]}{MAPS[maps]}"
 
 
+def binary_name(of: str, dtype: str, whole: bool, weights: bool, maps: bool) -> str:
+    return f"binary_{of}{'_bytes' * whole}_{dtype}{'_weights' * weights}{'_maps' * maps}"
+
+
 def _kernels() -> list[Kernel]:
     def spelled(flag: bool) -> str:
         return "true" if flag else "false"
@@ -81,7 +86,7 @@ def _kernels() -> list[Kernel]:
     ]
     plain = {
         "distributions": ("cross_entropy_rows", "entropy_rows", "divergence_rows"),
-        "elements": ("each_element", "summed_rows"),
+        "elements": ("each_element", "summed_rows", "split_pos_weight"),
         "totals": ("sum_rows", "sum_blocks", "factors_of_rows", "weigh_rows"),
     }
     narrow = {dtype: T for dtype, T in TYPES.items() if dtype != "float64"}
@@ -99,11 +104,10 @@ def _kernels() -> list[Kernel]:
             kernels.append(
                 Kernel(f"softmax_pair_{end}", "softmax_pairs", f"softmax_pair_rows<{T}, KL, {spelled(maps)}>", BLOCK, 2)
             )
-            for kind, Y in (("", T), ("_bytes", "unsigned char")):
-                for of in ("elements", "rows"):
-                    expression = f"binary_{of}<{T}, {Y}, {spelled(maps)}>"
-                    held = 1 if maps else 2
-                    kernels.append(Kernel(f"binary_{of}{kind}_{end}", "binary", expression, BLOCK, held))
+            for of, whole, weights in itertools.product(("elements", "rows"), (False, True), (False, True)):
+                Y = "unsigned char" if whole else T
+                expression = f"binary_{of}<{T}, {Y}, {spelled(weights)}, {spelled(maps)}>"
+                kernels.append(Kernel(binary_name(of, dtype, whole, weights, maps), "binary", expression, BLOCK, 2))
     return kernels + [
         Kernel(f"{family}_{name}", family, name, BLOCK, 2) for family, names in plain.items() for name in names
     ]

@@ -12,6 +12,7 @@ struct Arguments {
   const double *row_factors, *map_scale;                       // of rows that are summed
   double *partial;                                             // two sums of each block: of losses, and of weights
   float *counts;                                               // of rows that are summed: 1 where anything counts
+  float *split;                                                // of `split_pos_weight`
   i64 n, k;
   int team, parts, quantity, form, summed, has_ignored, estimator;
   double unit, factor, smoothing, ignored;
@@ -137,5 +138,16 @@ D void summed_rows(const Arguments &a) {
       fill(a.grad, p.grad, a.k, team, loss);
       fill(a.hess, p.hess, a.k, team, loss);
     }
+  }
+}
+
+// The weights of `k` classes for the fast kernels: `n` numbers, which begin anew after the last class, as float32; and
+// behind them what that has rounded away.
+D void split_pos_weight(const Arguments &a) {
+  for (i64 i = (i64)blockIdx.x * BLOCK + threadIdx.x; i < a.n; i += (i64)gridDim.x * BLOCK) {
+    const double w = at(a.pos_weight, 0, (int)i % (int)a.k);
+    const float high = (float)w;
+    a.split[i] = high;
+    a.split[a.n + i] = is_finite(high) ? (float)(w - high) : 0.0f;
   }
 }

@@ -11,10 +11,10 @@ struct Arguments {
   int has_ignored, mean, on_empty_zero, result_dtype, factors_dtype, twofold;
 };
 
-struct BlockSum {  // of binary.cu
-  float high, low;
-  i64 count;
+struct BlockSum {  // of binary.cu: the same two sums, each a number and its rounding
+  float loss, loss_low, weight, weight_low;
 };
+D double whole(float high, float low) { return is_finite(high) ? (double)high + low : high; }
 
 enum { ROWS = 1 << 14 };  // of a block
 
@@ -79,8 +79,8 @@ D void sum_blocks(const Arguments &a) {
   for (i64 i = threadIdx.x; i < a.blocks; i += BLOCK) {
     if (a.twofold) {
       const BlockSum b = ((const BlockSum *)a.partial)[i];
-      sums.add(0, is_finite(b.high) ? (double)b.high + b.low : b.high);
-      sums.add(1, (double)b.count);
+      sums.add(0, whole(b.loss, b.loss_low));
+      sums.add(1, whole(b.weight, b.weight_low));
     } else {
       sums.add(0, a.partial[2 * i]);
       sums.add(1, a.partial[2 * i + 1]);
