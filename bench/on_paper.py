@@ -72,6 +72,9 @@ OPERATIONS = (
     Operation("BCE, float32", "binary_elements_float32", 2, 8, 0.88),
     Operation("BCE, uint8 targets, float32", "binary_elements_bytes_float32", 1, 5, 0.88),
     Operation("BCE + gradient, float32", "binary_elements_float32_maps", 2, 12),
+    Operation("BCE, pos_weight, float32", "binary_elements_float32_weights", 4, 8),
+    Operation("BCE, pos_weight + gradient, float32", "binary_elements_float32_weights_maps", 5, 12),
+    Operation("BCE, pos_weight + gradient, bfloat16", "binary_elements_bfloat16_weights_maps", 8, 6),
 )
 
 
