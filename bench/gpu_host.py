@@ -2,7 +2,8 @@
 
 CuPy is the tests' stand-in (`tests/fake_cupy.py`) with all that is its own made as cheap as it goes: attributes of an
 array are looked up, an allocation hands out an array that exists, a launch does nothing. What is left is our part of a
-call on (32, 10), in float32; allocations and launches come on top, which `bench_gpu.py` measures with it on a device.
+call on (32, 10) or (2, 10, 4, 4), in float32; allocations and launches come on top, which `bench_gpu.py` measures with
+it on a device, and what CuPy takes to convert or to validate, which the stand-in does in its own time.
 """
 
 from __future__ import annotations
@@ -51,18 +52,29 @@ def _some(empty: Any, shape: Any, dtype: Any) -> Iterator[Any]:
 
 def calls() -> dict[str, functools.partial[Any]]:
     rng = np.random.default_rng(0)
-    x, other = (fake_cupy.wrap(rng.normal(size=(32, 10)).astype(np.float32)) for _ in range(2))
-    labels, targets = fake_cupy.wrap(rng.integers(0, 10, 32)), fake_cupy.wrap(rng.random((32, 10)).astype(np.float32))
+
+    def given(*shape: int) -> Any:
+        return fake_cupy.wrap(rng.random(shape).astype(np.float32))
+
+    x, other, targets, weights = given(32, 10), given(32, 10), given(32, 10), given(10)
+    labels, labels_of_pixels = (fake_cupy.wrap(rng.integers(0, 10, shape)) for shape in ((32,), (2, 4, 4)))
+    ce, bce = (functools.partial(f, x) for f in (ek.cross_entropy, ek.binary_cross_entropy))
+    of_pixels = functools.partial(ek.cross_entropy, given(2, 10, 4, 4), labels_of_pixels, axis=1)
     return {
-        "CE": functools.partial(ek.cross_entropy, x, labels, reduction="none"),
-        "CE mean": functools.partial(ek.cross_entropy, x, labels),
-        "CE + gradient": functools.partial(ek.cross_entropy, x, labels, reduction="none", return_grad=True),
-        "CE mean + gradient": functools.partial(ek.cross_entropy, x, labels, return_grad=True),
-        "CE mean + gradient, some ignored": functools.partial(
-            ek.cross_entropy, x, labels, ignore_index=-100, return_grad=True
-        ),
+        "CE": functools.partial(ce, labels, reduction="none"),
+        "CE mean": functools.partial(ce, labels),
+        "CE + gradient": functools.partial(ce, labels, reduction="none", return_grad=True),
+        "CE mean + gradient": functools.partial(ce, labels, return_grad=True),
+        "CE mean + gradient, some ignored": functools.partial(ce, labels, ignore_index=-100, return_grad=True),
+        "CE mean, class weights": functools.partial(ce, labels, class_weight=weights),
+        "CE mean + gradient, class weights": functools.partial(ce, labels, class_weight=weights, return_grad=True),
+        "CE mean, class weights of float64": functools.partial(ce, labels, class_weight=weights.astype(np.float64)),
+        "CE mean, axis=1": of_pixels,
+        "CE mean + gradient, axis=1": functools.partial(of_pixels, return_grad=True),
+        "CE mean, validate=True": functools.partial(ce, labels, validate=True),
         "KL, logits": functools.partial(ek.kl_divergence, x, other, p_form="logits", q_form="logits"),
-        "BCE mean": functools.partial(ek.binary_cross_entropy, x, targets),
+        "BCE mean": functools.partial(bce, targets),
+        "BCE mean, pos_weight": functools.partial(bce, targets, pos_weight=weights),
         "score": functools.partial(ek.score, x, labels),
     }
 

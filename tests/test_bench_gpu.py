@@ -367,7 +367,7 @@ def test_the_host_s_part_of_small_calls_is_told():
     command = [sys.executable, str(ROOT / "bench" / "gpu_host.py"), "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     told = [line.rsplit(maxsplit=2) for line in done.stdout.splitlines()]
-    assert len(told) == 8 and all(0 < float(number) < 1e6 and unit == "µs" for _, number, unit in told)
+    assert len(told) == 15 and all(0 < float(number) < 1e6 and unit == "µs" for _, number, unit in told)
 
 
 @pytest.mark.skipif(device.REAL, reason="there is a GPU")

@@ -86,7 +86,15 @@ def test_what_says_that_it_is_read_only_is_not_written() -> None:
 def test_elements_off_their_own_alignment_are_refused() -> None:
     """A GPU cannot read them, and would not say which array it was."""
     shifted = cupy.zeros(4 * 12 + 1, np.uint8)[1:].view(np.float32).reshape(3, 4)
-    for call_of in (ek.softmax, lambda x: ek.cross_entropy(THERE, x), lambda x: ek.softmax(THERE, out=x)):
+    y = to_device(labels(3, 4))
+    for call_of in (
+        ek.softmax,
+        lambda x: ek.cross_entropy(THERE, x),
+        lambda x: ek.cross_entropy(THERE, y, class_weight=x[0]),
+        lambda x: ek.binary_cross_entropy(THERE, THERE, pos_weight=x),
+        lambda x: ek.softmax(x, axis=0),
+        lambda x: ek.softmax(THERE, out=x),
+    ):
         call_of(cupy.zeros((3, 4), np.float32))  # a call like it, which is in order
         with pytest.raises(ValueError, match="elements of 4 bytes that do not lie at multiples of 4"):
             call_of(shifted)
@@ -247,7 +255,11 @@ APART: dict[str, Call] = {
     "log_q": lambda: ek.kl_estimate(THERE, SECOND),
     "sample_weight": lambda: ek.entropy(THERE, sample_weight=SECOND[:, 0]),
     "class_weight": lambda: ek.cross_entropy(THERE, THERE, class_weight=SECOND[0]),
-    "pos_weight": lambda: ek.binary_cross_entropy(THERE, THERE, pos_weight=SECOND),
+    "weights of labels": lambda: [
+        ek.cross_entropy(THERE, to_device(labels(3, 4)), class_weight=w[0]) for w in (THERE, SECOND)
+    ],
+    "pos_weight": lambda: [ek.binary_cross_entropy(THERE, THERE, pos_weight=w) for w in (THERE, SECOND)],
+    "another axis": lambda: [ek.entropy(THERE, sample_weight=w[0], axis=0) for w in (THERE, SECOND)],
     "out": lambda: ek.softmax(THERE, out=SECOND),
     "grad_out": lambda: ek.cross_entropy(THERE, THERE, grad_out=SECOND),
     "a pair": lambda: ek.kl_divergence(THERE, THERE, grad_out=(SECOND, cupy.empty((3, 4), np.float32))),

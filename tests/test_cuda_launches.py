@@ -33,11 +33,11 @@ from cuda_calls import (
     labels,
     logits,
     on_second,
+    several,
     stand_in,
 )
 from cuda_cases import SHARED, TABLE, spoil
 from device import to_device
-from entrokern import _arrays
 from entrokern.cuda import launch, quantities, sources
 from entrokern.cuda.structures import dtype_of
 from entrokern.primitives import softmax  # as it is: `device` wraps the public one
@@ -62,9 +62,9 @@ def runs_of(case: Case, n: int, k: int, dtype: str, layout: Callable[[Host], Hos
     options = {name: given(value) for name, value in options.items()}
     # Some numbers for each row, sums of blocks, and records of the segments of long rows; never a copy of an operand.
     allowed = 64 * n + 4096
-    # Weights of classes (or elements: few) are there as float64, and perhaps in the type that is computed with.
-    weights = [v for o, v in options.items() if o in ("class_weight", "pos_weight", "sample_weight")]
-    allowed += sum(12 * w.size for w in weights if w.shape != (n,) and w.size <= _arrays.SMALL)
+    # Weights of classes are there as float64, and perhaps in the type that is computed with.
+    if "class_weight" in options:
+        allowed += 12 * options["class_weight"].size
     for time in ("first", "again"):
         fake_cupy.reset()
         results = call(case.function, args, options)
@@ -187,6 +187,72 @@ def test_a_mean_like_an_earlier_one_divides_by_its_own_rows(monkeypatch: pytest.
     ek.cross_entropy(x, targets[0], **options)
     monkeypatch.setattr(quantities, "compute", None)  # from here on launches are repeated
     assert [[bits(a) for a in ek.cross_entropy(x, target, **options)] for target in targets] == want
+
+
+KINDS_OF_WEIGHTS: dict[str, Call] = {
+    "float32": lambda w: w,
+    "float64": lambda w: w.astype(np.float64),
+    "float16": lambda w: w.astype(np.float16),
+    "int32": lambda w: w.astype(np.int32),
+    "every other": lambda w: np.repeat(w, 2)[::2],
+    "backwards": lambda w: w[::-1].copy()[::-1],
+}
+WEIGHED: dict[str, Call] = {
+    "mean": lambda x, y, w: ek.cross_entropy(x, y, class_weight=w, return_grad=True),
+    "sum, smoothing": lambda x, y, w: ek.cross_entropy(
+        x, y, class_weight=w, label_smoothing=0.1, reduction="sum", return_grad=True
+    ),
+    "each": lambda x, y, w: ek.cross_entropy(x, y, class_weight=w, reduction="none"),
+    "binary": lambda x, y, w: ek.binary_cross_entropy(x, x > 0, pos_weight=w, return_grad=True),
+    "binary rows": lambda x, y, w: ek.binary_cross_entropy(x, x > 0, pos_weight=w, axis=-1, return_grad=True),
+    "binary elements": lambda x, y, w: ek.binary_cross_entropy(x, x > 0, sample_weight=w, return_grad=True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_WEIGHTS)
+@pytest.mark.parametrize("what", WEIGHED)
+def test_launches_with_weights_are_repeated_with_those_given(
+    monkeypatch: pytest.MonkeyPatch, what: str, kind: str
+) -> None:
+    """In any dtype and layout: what kernels cannot read as it is, is converted in each call."""
+    calls = []
+    for seed in range(3):
+        weights = np.random.default_rng(seed).integers(0, 4, size=13).astype(np.float32)
+        x, y = to_device(logits(70, 13, seed=seed)), to_device(labels(70, 13))
+        calls.append((x, y, to_device(KINDS_OF_WEIGHTS[kind](weights))))
+    with afresh():
+        want = [[bits(a) for a in several(WEIGHED[what](*arrays))] for arrays in calls]
+    WEIGHED[what](*calls[0])
+    monkeypatch.setattr(quantities, "compute", None)  # from here on launches are repeated
+    assert [[bits(a) for a in several(WEIGHED[what](*arrays))] for arrays in calls] == want
+    with pytest.raises(ValueError, match="of shape" if what.startswith("binary") else "has shape"):
+        WEIGHED[what](*calls[0][:2], calls[0][2][:12])
+
+
+MOVED: dict[str, Call] = {
+    "CE": lambda x, y, axis: ek.cross_entropy(x, y[0], axis=axis, return_grad=True),
+    "CE, Hessian": lambda x, y, axis: ek.cross_entropy(x, y[0], axis=axis, return_hess=True),
+    "divergence": lambda x, y, axis: ek.kl_divergence(
+        x, x + y, p_form="logits", q_form="logits", axis=axis, return_grad="both"
+    ),
+    "softmax": lambda x, y, axis: ek.softmax(x, axis=axis),
+    "binary": lambda x, y, axis: ek.binary_cross_entropy(x, x > 0, pos_weight=y[0] + x[0], axis=axis),
+}
+
+
+@pytest.mark.parametrize("axis", [0, 1, -2])
+@pytest.mark.parametrize("what", MOVED)
+def test_launches_along_another_axis_are_repeated(monkeypatch: pytest.MonkeyPatch, what: str, axis: int) -> None:
+    calls = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        y = to_device(rng.integers(0, 7, size=(1, 7, 7)))
+        calls.append((to_device(rng.normal(size=(7, 7, 7)).astype(np.float32)), y, axis))
+    with afresh():
+        want = [[bits(a) for a in several(MOVED[what](*given))] for given in calls]
+    MOVED[what](*calls[0])
+    monkeypatch.setattr(quantities, "compute", None)
+    assert [[bits(a) for a in several(MOVED[what](*given))] for given in calls] == want
 
 
 PAIRS: dict[str, Call] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from typing import Any
@@ -61,10 +62,184 @@ def test_plain_calls_are_remembered_and_few_at_a_time() -> None:
     other: Any = _plans.planned(ek.softmax.__wrapped__)  # type: ignore[attr-defined]
     x = np.zeros((5, 7))
     other(x, out=x)
+    other(x, out=x[:])
     other(x.tolist())
+    other(x.astype(int))
     other(np.zeros((7, 5)).T)
     other(x, validate=True)
     assert not plans_of(other)
+
+
+Given = Callable[[int], tuple[list[Any], dict[str, Any]]]  # what a call is given, by a seed
+
+
+def drawn(*shape: int, seed: int = 0) -> Any:
+    return np.random.default_rng([seed, *shape]).uniform(0.25, 1, size=shape)
+
+
+def classes(*shape: int, seed: int = 0) -> Any:
+    return np.random.default_rng([seed, *shape]).integers(0, 4, size=shape)
+
+
+def of_rows(function: str, dtype: Any = np.float64, **options: Any) -> tuple[str, Given]:
+    """Calls on rows of four classes; an option whose value is a type or a shape is drawn."""
+
+    def given(seed: int) -> tuple[list[Any], dict[str, Any]]:
+        target = classes(6, seed=seed) if function != "binary_cross_entropy" else drawn(6, 4, seed=seed + 9)
+        weights = {name: drawn(*v, seed=seed) for name, v in options.items() if isinstance(v, tuple)}
+        return [drawn(6, 4, seed=seed), target], options | {n: w.astype(dtype) for n, w in weights.items()}
+
+    return function, given
+
+
+def of_planes(function: str, axis: int, **options: Any) -> tuple[str, Given]:
+    """Calls on arrays whose axes are of one length, so that no shape tells them apart."""
+
+    def given(seed: int) -> tuple[list[Any], dict[str, Any]]:
+        x, other = (drawn(4, 4, 4, seed=seed + i) for i in (0, 9))
+        others = {"softmax": [], "score": [], "cross_entropy": [classes(4, 4, seed=seed)]}
+        return [x, *others.get(function, [other])], {"axis": axis} | options
+
+    return function, given
+
+
+GRAD = {"return_grad": True}
+LIKE: dict[str, tuple[str, Given]] = {
+    "class weights": of_rows("cross_entropy", class_weight=(4,)),
+    "class weights of float32": of_rows("cross_entropy", np.float32, class_weight=(4,)),
+    "class weights, gradient": of_rows("cross_entropy", class_weight=(4,), **GRAD),
+    "class weights, gradient of a sum": of_rows("cross_entropy", class_weight=(4,), reduction="sum", **GRAD),
+    "class weights, smoothing": of_rows("cross_entropy", class_weight=(4,), label_smoothing=0.3, **GRAD),
+    "class weights, probabilities": of_rows("cross_entropy", class_weight=(4,), form="probs", **GRAD),
+    "class weights, perplexity": of_rows("perplexity", class_weight=(4,)),
+    "class weights, score": of_rows("score", class_weight=(4,)),
+    "row weights, gradient": of_rows("cross_entropy", sample_weight=(6,), **GRAD),
+    "positive weights": of_rows("binary_cross_entropy", np.float32, pos_weight=(4,), **GRAD),
+    "positive weights of rows": of_rows("binary_cross_entropy", pos_weight=(4,), axis=-1, **GRAD),
+    "one positive weight": of_rows("binary_cross_entropy", pos_weight=(1,), **GRAD),
+    "one positive weight of rows": of_rows("binary_cross_entropy", pos_weight=(1, 1), axis=1, **GRAD),
+    "a positive number": of_rows("binary_cross_entropy", pos_weight=2.5, **GRAD),
+    "element weights": of_rows("binary_cross_entropy", sample_weight=(6, 1), reduction="none"),
+    "axis": of_planes("cross_entropy", 1),
+    "axis, from the end": of_planes("cross_entropy", -2, reduction="none", **GRAD),
+    "axis, Hessian": of_planes("cross_entropy", 0, return_hess=True, **GRAD),
+    "axis, softmax": of_planes("softmax", 0),
+    "axis, score": of_planes("score", 1),
+    "axis, divergence": of_planes("kl_divergence", -3, return_grad="both"),
+    "axis, elements": of_planes("binary_cross_entropy", 1, **GRAD),
+}
+
+
+@pytest.mark.parametrize("name", LIKE)
+def test_weights_and_other_axes_have_plans(host_backend: str, name: str) -> None:
+    function, given = LIKE[name]
+    original = getattr(ek, function).__wrapped__
+    planned: Any = _plans.planned(original)
+    for seed in range(3):
+        args, options = given(seed)
+        for value, want in zip(
+            arrays_of(planned(*args, **options)), arrays_of(original(*args, **options).run()), strict=True
+        ):
+            np.testing.assert_array_equal(value, want)
+        assert len(plans_of(planned)) == 1
+
+
+WEIGHTS = np.array([1.0, 0.0, 3.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda w: w,
+        lambda w: w.astype(np.float32),
+        lambda w: w.astype(">f4"),
+        lambda w: np.repeat(w, 2, axis=0)[::2],
+        lambda w: w[::-1].copy()[::-1],
+    ],
+    ids=["float64", "float32", "swapped", "every other", "backwards"],
+)
+def test_class_weights_are_looked_at_each_time(host_backend: str, kind: Callable[[Any], Any]) -> None:
+    x, y = drawn(6, 4), classes(6)
+    want = ek.cross_entropy(x, y, class_weight=WEIGHTS.tolist(), return_grad=True)
+    for _ in range(3):
+        for weights in (kind(WEIGHTS), WEIGHTS.astype(int), np.int8(WEIGHTS)):
+            got = ek.cross_entropy(x, y, class_weight=weights, return_grad=True)
+            np.testing.assert_array_equal(got[0], want[0])
+            np.testing.assert_array_equal(got[1], want[1])
+        for at, bad in ((0, -1.0), (1, np.nan), (3, np.inf)):
+            spoiled = WEIGHTS.copy()
+            spoiled[at] = bad
+            with pytest.raises(ValueError, match=rf"class_weight\[{at}\] = {bad}; class weights must be finite"):
+                ek.cross_entropy(x, y, class_weight=kind(spoiled), return_grad=True)
+        for wrong in (WEIGHTS[:3], np.append(WEIGHTS, 1), WEIGHTS[:, None]):
+            with pytest.raises(ValueError, match=r"class_weight has shape .*; expected one weight per class"):
+                ek.cross_entropy(x, y, class_weight=kind(wrong), return_grad=True)
+        with pytest.raises(TypeError, match="class_weight has dtype bool"):
+            ek.cross_entropy(x, y, class_weight=WEIGHTS > 0, return_grad=True)
+        with pytest.raises(IndexError, match="label 4 of row 2"):
+            ek.cross_entropy(x, np.array([0, 1, 4, 0, 0, 0]), class_weight=kind(WEIGHTS), return_grad=True)
+
+
+def test_weights_of_elements_are_looked_at_each_time(host_backend: str) -> None:
+    x, t = drawn(3, 4), np.ones((3, 4))
+    plain = ek.binary_cross_entropy(x, t, reduction="none")
+    for _ in range(2):
+        for weight in (2.0, 3.0, 1, 2):
+            np.testing.assert_allclose(
+                ek.binary_cross_entropy(x, t, pos_weight=weight, reduction="none"), plain * weight, rtol=1e-6
+            )
+            np.testing.assert_allclose(
+                ek.binary_cross_entropy(x, t, pos_weight=np.full(4, weight), reduction="none"),
+                plain * weight,
+                rtol=1e-6,
+            )
+        with pytest.raises(ValueError, match=r"pos_weight of shape .* does not broadcast"):
+            ek.binary_cross_entropy(x, t, pos_weight=np.ones(3), reduction="none")
+        with pytest.raises(TypeError, match="pos_weight has dtype bool"):
+            ek.binary_cross_entropy(x, t, pos_weight=True, reduction="none")
+
+
+def test_places_on_another_axis_are_looked_at_each_time(host_backend: str) -> None:
+    x, y = drawn(2, 4, 3), classes(2, 3)
+    want = ek.cross_entropy(np.moveaxis(x, 1, -1).copy(), y, reduction="none", return_grad=True)
+    slopes = np.moveaxis(want[1], -1, 1)
+    buffer, bad = np.zeros((3, 4, 3)), np.array([[0, 1, 2], [4, 0, 0]])
+    for axis in (1, -2, 1):
+        out, grad = np.zeros((2, 3)), np.zeros((2, 4, 3))
+        got = ek.cross_entropy(x, y, axis=axis, reduction="none", out=out, grad_out=grad)
+        assert got[0] is out
+        assert got[1] is grad
+        np.testing.assert_array_equal(out, want[0])
+        np.testing.assert_array_equal(grad, slopes)
+        buffer[:2] = x
+        with pytest.raises(ValueError, match="grad_out overlaps x"):
+            ek.cross_entropy(buffer[:2], y, axis=axis, reduction="none", out=out, grad_out=buffer[1:])
+        np.testing.assert_array_equal(buffer[:2], x)
+        with pytest.raises(IndexError, match=r"label 4 of row \(1, 0\)"):
+            ek.cross_entropy(buffer[:2], bad, axis=axis, reduction="none", out=out, grad_out=buffer[:2])
+        np.testing.assert_array_equal(buffer[:2], x)  # untouched
+        ek.cross_entropy(buffer[:2], y, axis=axis, reduction="none", out=out, grad_out=buffer[:2])
+        np.testing.assert_array_equal(buffer[:2], slopes)
+        with pytest.raises(IndexError, match=r"label 4 of row \(1, 0\)"):
+            ek.cross_entropy(x, bad, axis=axis, reduction="none", out=out, grad_out=grad)
+        assert np.isnan(grad).all()
+        for wrong in (0, 2, -1):
+            with pytest.raises(ValueError, match="target of shape"):
+                ek.cross_entropy(x, y, axis=wrong, reduction="none")
+        with pytest.raises(ValueError, match="axis=3 does not exist"):
+            ek.cross_entropy(x, y, axis=3, reduction="none")
+
+
+def test_views_of_one_array_are_two_arrays_next_time(host_backend: str) -> None:
+    x, y = drawn(4, 4, seed=1), drawn(4, 4, seed=2)
+    want = ek.kl_divergence(x.T.copy(), y.T.copy())
+    for _ in range(2):
+        assert not ek.kl_divergence(x, x[:], axis=0).any()
+        np.testing.assert_array_equal(ek.kl_divergence(x, y[:], axis=0), want)
+    labels = classes(4)
+    for weights in (y[0], x[0], y[0]):
+        want = ek.cross_entropy(x, labels, class_weight=weights.copy())
+        assert ek.cross_entropy(x, labels, class_weight=weights) == want
 
 
 def test_an_array_given_twice_is_two_arrays_next_time(host_backend: str) -> None:

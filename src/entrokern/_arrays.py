@@ -113,7 +113,12 @@ def class_axis(x: Array, axis: Any, name: str = "x") -> int:
 
 def classes_last(array: Array, axis: int) -> Array:
     """A view of `array` with the class axis moved to the end."""
-    return array if axis == array.ndim - 1 else np.moveaxis(array, axis, -1)
+    return array if axis == array.ndim - 1 else array.transpose(last(axis, array.ndim))
+
+
+def last(axis: int, ndim: int) -> tuple[int, ...]:
+    """The axes of an array in their order, but for `axis`, which comes last."""
+    return (*range(axis), *range(axis + 1, ndim), axis)
 
 
 def split_target(x: Array, axis: int, target: Any) -> tuple[Array | None, Array | None]:
@@ -144,15 +149,16 @@ def split_target(x: Array, axis: int, target: Any) -> tuple[Array | None, Array 
 def class_weights(value: Any, k: int, *, validate: bool = False) -> Array | None:
     """Weights per class as float64 of shape ``(k,)``, finite and not negative.
 
-    On a device they are looked at only with `validate`, since that waits for it.
+    On a device they are as given, and looked at only with `validate`, since that waits for it.
     """
     if value is None:
         return None
-    w = as_real("class_weight", value).astype(np.float64)
+    w = as_real("class_weight", value)
     if w.shape != (k,):
         raise ValueError(f"class_weight has shape {w.shape}; expected one weight per class: ({k},)")
     if _device.is_device_array(w) and not validate:
         return w
+    w = w.astype(np.float64)
     bad = ~(np.isfinite(w) & (w >= 0))
     if bad.any():
         c = int(bad.argmax())
@@ -170,12 +176,16 @@ def sample_weights(value: Any, batch: tuple[int, ...]) -> Array | None:
     return w
 
 
+def in_float64(array: Array | None) -> Array | None:
+    return None if array is None else array.astype(np.float64, copy=False)
+
+
 def broadcast_against(name: str, value: Any, shape: tuple[int, ...]) -> Array | None:
     """`value` broadcast (at stride 0) to `shape`, which it must not enlarge; on a device of the type it has."""
     if value is None:
         return None
     array = as_real(name, value)
-    if array.size <= SMALL and type(array) is np.ndarray:
+    if array.size <= SMALL and not _device.is_device_array(array):  # a device reads weights of any dtype
         array = array.astype(np.float64)
     try:
         return np.broadcast_to(array, shape)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -214,6 +214,7 @@ class Job:
 
     `given` are the user's own output arrays: they are filled with NaN where a target turns out to be
     out of range after work has begun, so that no half-written result can pass for a whole one.
+    `made` has the operands that are made of the argument of their name, converted or checked, for each call anew.
     """
 
     call: Call
@@ -223,6 +224,7 @@ class Job:
     given: Sequence[Array] = ()
     in_place: bool = False
     deliver: Callable[[Sequence[Array]], Any] = one_or_all  # what the caller gets of the outputs
+    made: Mapping[str, Callable[[Any], Array | None]] = field(default_factory=dict)  # what makes operands of arguments
 
     @property
     def reduced(self) -> bool:
@@ -244,10 +246,11 @@ def compute(
     maps: dict[str, Map],
     inputs: dict[str, Any],
     shape: tuple[int, ...] | None = None,
+    made: Mapping[str, Callable[[Any], Array | None]] | None = None,
 ) -> Any:
     """The job of a loss, its outputs allocated or checked: the loss and the maps in order.
 
-    `dtype` is the operands' and `shape` the batch shape where it is not that of `call`'s rows.
+    `dtype` is the operands' and `shape` the batch shape where it is not that of `call`'s rows; `made` is the job's.
     """
     _options.choice("reduction", reduction, _options.REDUCTIONS)
     _options.choice("on_empty", on_empty, _options.ON_EMPTY)
@@ -268,7 +271,7 @@ def compute(
         call.rows["loss"] = np.atleast_1d(loss) if call.elementwise else loss
     for name, array in arrays.items():
         call.maps[name] = _arrays.classes_last(np.atleast_1d(array), axis)
-    return Job(call, (loss, *arrays.values()), reduction, on_empty, given, in_place)
+    return Job(call, (loss, *arrays.values()), reduction, on_empty, given, in_place, made=made or {})
 
 
 def compute_maps(call: Call, x: Array, axis: int = -1, **given: Any) -> Any:
@@ -311,6 +314,8 @@ def execute(
             out[...] = np.nan
         check_targets(call)  # names the lowest row, whichever was found first
         raise
+    if mean_gradient and not counts_every_row(call):
+        call.prepared = None  # the denominator is in it
     if mean_gradient and scale == 0:
         for out in call.maps.values():
             out[...] = 0

@@ -118,6 +118,7 @@ class Layer:
         self, call: Call, hidden: Array, weight: Array, bias: Array | None, gradients: dict[str, Array]
     ) -> None:
         batch = call.row_shape
+        call.class_weight = _arrays.in_float64(call.class_weight)
         self.call, self.weight, self.dtype = call, weight, call.x.dtype
         self.n, self.k, self.d = call.n_rows, call.k, weight.shape[1]
         self.on_device = _device.is_device_array(weight)

@@ -3,12 +3,13 @@
 Nearly all of a small call's time goes into looking at its arguments, and a caller in a loop brings the same
 kind of arguments each time. What the checks find depends on the options and on the arrays' types, shapes and
 strides, so that is the key under which a `Plan` is kept: no array, only what to do with the next ones. What
-depends on the data and its place (labels out of range, denominators, overlap) is looked at in every call.
+depends on the data and its place (labels out of range, class weights, denominators, overlap) is looked at in every
+call. Axes are moved, and weights converted or broadcast, by what did it for the first call.
 
-Calls that are not plain have no plan and are checked in full each time: those with lists, broadcast or
-converted operands, a class axis that is not the last, class weights, results in place, or ``validate=True``.
-Those with arrays of other libraries go to the rooms of these (`_guests.py`); what lies in the host's memory is planned
-like NumPy's arrays.
+Other calls have no plan and are checked in full each time: those with lists, one distribution for all rows, operands
+that are converted, results in place, or ``validate=True``, which is there to look at all of the data (and on a device
+waits for that). Those with arrays of other libraries go to the rooms of these (`_guests.py`); what lies in the host's
+memory is planned like NumPy's arrays.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ import functools
 import inspect
 import operator
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
 from . import _arrays, _device, _dispatch, _guests
 from ._arrays import Array
-from ._call import Call, Job, counts_every_row, execute
+from ._call import Call, Job, execute
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -69,10 +70,10 @@ def planned(function: Callable[P, R]) -> Callable[P, R]:
             return plan.run(arrays)
         job: Any = function(*args, **options)
         result: R = job.run()
-        if key is not None and is_repeatable(job, arrays):
+        if key is not None and (plan := plan_of(job, arrays, options)) is not None:
             if len(plans) >= LIMIT:
                 plans.clear()
-            plans[key] = Plan(job, arrays)
+            plans[key] = plan
         return result
 
     return call
@@ -106,43 +107,78 @@ def _key(args: tuple[Any, ...], options: Mapping[str, Any], arrays: list[Array],
     return None if options.get("validate") else tuple(key)
 
 
-def is_repeatable(job: Job, arrays: list[Array]) -> bool:
-    """Whether the call's operands are `arrays` themselves, its results apart, and nothing prepared saw the data."""
-    call, known = job.call, {id(array) for array in arrays}
-    operands = [getattr(call, name) for name in OPERANDS]
-    places = [*call.rows.values(), *call.maps.values(), *job.outputs[: job.reduced]]
-    return (
-        len(known) == len(arrays)  # the same array twice could be two next time
-        and all(operand is None or id(operand) in known for operand in operands)
+class Way(NamedTuple):
+    """How a call comes by one of its arrays: from which of several, and by what (None: it is that one)."""
+
+    place: int
+    make: Callable[[Any], Any] | None = None
+
+
+def way_to(array: Array, several: Sequence[Array]) -> Way | None:
+    """The way to `array` from the one of `several` that it is, or is a view of: with one axis moved to the end."""
+    ways: dict[int, Way] = {}
+    for i, one in enumerate(several):
+        for axis in range(one.ndim):
+            if _arrays.same_memory(array, _arrays.classes_last(one, axis)):
+                moved = operator.methodcaller("transpose", _arrays.last(axis, one.ndim))
+                ways[i] = Way(i, None if axis == one.ndim - 1 else moved)
+    return ways.popitem()[1] if len(ways) == 1 else None  # two in the same memory may be two next time
+
+
+def plan_of(job: Job, arrays: list[Array], options: Mapping[str, Any]) -> Plan | None:
+    """The plan of calls like `job`, which came of `arrays` and `options`.
+
+    None if its operands are not all these, seen or made otherwise, or if its results are not apart from them.
+    """
+    call, places = job.call, {id(array): i for i, array in enumerate(arrays)}
+    sources: list[Any] = [*arrays, None]
+    ways: dict[str, Way | None] = {}
+    for name in OPERANDS:
+        if (operand := getattr(call, name)) is None:
+            ways[name] = Way(len(arrays))
+        elif name not in job.made:
+            ways[name] = way_to(operand, arrays)
+        else:
+            given = options[name]
+            ways[name] = Way(places.get(id(given), len(sources)), job.made[name])
+            if id(given) not in places:  # a number, and thus in the key
+                sources.append(given)
+    results = {name: way_to(array, job.outputs) for name, array in (call.rows | call.maps).items()}
+    if (
+        len(places) == len(arrays)  # the same array twice could be two next time
+        and None not in ways.values()
+        and None not in results.values()
+        and len(results) + job.reduced == len(job.outputs)
         and not job.in_place
-        and all(any(out is place for place in places) for out in job.outputs)
-        and all(id(out) in known or out.flags.c_contiguous for out in job.outputs)
-        # A mean's denominator is a part of what is prepared for its gradient; a device finds its own in each call.
-        and (job.reduction != "mean" or not call.maps or counts_every_row(call) or type(call.x) is not np.ndarray)
-    )
+        and all(id(out) in places or out.flags.c_contiguous for out in job.outputs)
+    ):
+        return Plan(job, places, ways, sources[len(arrays) :], results)
+    return None
 
 
 class Plan:
-    """A repeatable job without its arrays."""
+    """A repeatable job without its arrays: `places` of those given, and `ways` to the operands and `results`."""
 
-    def __init__(self, job: Job, arrays: list[Array]) -> None:
+    def __init__(
+        self, job: Job, places: dict[int, int], ways: dict[str, Any], values: list[Any], results: dict[str, Any]
+    ) -> None:
         call = job.call
-        places = {id(array): i for i, array in enumerate(arrays)}
-        none = len(arrays)
-        self._operands = operator.itemgetter(*(places.get(id(getattr(call, name)), none) for name in OPERANDS))
+        on_device = type(call.x) is not np.ndarray
+        if on_device and call.prepared is not None:
+            # Launches are repeated with the places where arrays begin, and a view begins where its array does.
+            ways, results = ({name: Way(way.place) for name, way in all_.items()} for all_ in (ways, results))
+        self._values = values  # of operands that are none of the arrays
+        self._operands = operator.itemgetter(*(way.place for way in ways.values()))
+        self._made = [(name, way.make) for name, way in ways.items() if way.make is not None]
         self._options = [getattr(call, name) for name in OPTIONS]
-        self._rows = {name: self._output(array, job) for name, array in call.rows.items()}
-        self._maps = {name: self._output(array, job) for name, array in call.maps.items()}
+        self._rows = [(name, results[name].place) for name in call.rows]
+        self._maps = [(name, *results[name]) for name in call.maps]
         self._outputs = [(array.shape, array.dtype, places.get(id(array))) for array in job.outputs]
         # Of an array on a device, that is the current one here: `planned` has seen to it.
-        self._empty = np.empty if type(call.x) is np.ndarray else sys.modules["cupy"].empty
+        self._empty = sys.modules["cupy"].empty if on_device else np.empty
         self._given = [places[id(array)] for array in job.given]
         self._quantity, self._prepared = call.quantity, call.prepared
         self._reduction, self._on_empty, self._deliver = job.reduction, job.on_empty, job.deliver
-
-    @staticmethod
-    def _output(array: Array, job: Job) -> int:
-        return next(i for i, out in enumerate(job.outputs) if out is array)
 
     @property
     def writes_given(self) -> bool:
@@ -157,9 +193,11 @@ class Plan:
 
     def run(self, arrays: list[Array]) -> Any:
         outputs = [self._empty(shape, dtype) if at is None else arrays[at] for shape, dtype, at in self._outputs]
-        call = Call(self._quantity, *self._operands((*arrays, None)), *self._options)
-        call.rows = {name: outputs[i] for name, i in self._rows.items()}
-        call.maps = {name: outputs[i] for name, i in self._maps.items()}
+        call = Call(self._quantity, *self._operands((*arrays, *self._values)), *self._options)
+        for name, make in self._made:
+            setattr(call, name, make(getattr(call, name)))
+        call.rows = {name: outputs[i] for name, i in self._rows}
+        call.maps = {name: outputs[i] if make is None else make(outputs[i]) for name, i, make in self._maps}
         call.prepared = self._prepared
         given = [arrays[i] for i in self._given]
         execute(call, self._reduction, self._on_empty, outputs[0] if call.total else None, given)

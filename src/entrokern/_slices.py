@@ -223,6 +223,7 @@ def pieces(shape: tuple[int, ...]) -> Iterator[Any]:
 
 def write_maps(whole: Partial, call: Call, class_start: int, scale: float = 1.0) -> None:
     """Write the maps that `call`, of the slice, asks for; gradient and Hessian are multiplied by `scale`."""
+    call.class_weight = _arrays.in_float64(call.class_weight)
     with np.errstate(all="ignore"):
         rows = _rows_of(whole, call, class_start, scale)
         # A softcap by the kernels is dearer than by these formulas: libm's tanh, one element at a time.

@@ -5,7 +5,7 @@ The formulas are in `reference.py` (the definition) and `_formulas.py` (what the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -130,7 +130,7 @@ def cross_entropy(
     if wants_hess:
         outputs["hess"] = Map("hess_out", hess_out, array)
     inputs = {"x": array, "target": target, "class_weight": class_weight, "sample_weight": sample_weight}
-    return compute(call, array.dtype, axis, reduction, on_empty, out, outputs, inputs)
+    return compute(call, array.dtype, axis, reduction, on_empty, out, outputs, inputs, made=weights_made(call))
 
 
 def cross_entropy_call(
@@ -185,6 +185,13 @@ def cross_entropy_call(
         if dense is not None:
             _validate.distribution("target", dense, "probs")
     return array, axis, call
+
+
+def weights_made(call: Call) -> dict[str, Callable[[Any], Array | None]]:
+    """What makes the class weights of a call: on a device they are those given."""
+    if call.class_weight is None or _device.is_device_array(call.class_weight):
+        return {}
+    return {"class_weight": partial(_arrays.class_weights, k=call.k)}
 
 
 def refuse_no_target(call: Call) -> None:
@@ -297,10 +304,10 @@ def binary_cross_entropy(
     class_axis = max(array.ndim - 1, 0) if elementwise else _arrays.class_axis(array, axis)
     view = _arrays.classes_last(np.atleast_1d(array), class_axis)
     targets = _arrays.classes_last(np.atleast_1d(t), class_axis)
-    pos = _arrays.broadcast_against("pos_weight", pos_weight, array.shape)
+    made = {"pos_weight": partial(_spread, name="pos_weight", shape=array.shape, axis=class_axis)}
     if elementwise:
-        weights = _arrays.broadcast_against("sample_weight", sample_weight, array.shape)
-        weights = None if weights is None else np.atleast_1d(weights)
+        made["sample_weight"] = partial(_spread, name="sample_weight", shape=array.shape, axis=class_axis)
+        weights = made["sample_weight"](sample_weight)
     else:
         weights = _arrays.sample_weights(sample_weight, view.shape[:-1])
     call = Call(
@@ -308,7 +315,7 @@ def binary_cross_entropy(
         view,
         form=form,
         y=targets,
-        pos_weight=None if pos is None else _arrays.classes_last(np.atleast_1d(pos), class_axis),
+        pos_weight=made["pos_weight"](pos_weight),
         sample_weight=weights,
         label_smoothing=_options.fraction("label_smoothing", label_smoothing),
         ignore_index=None if ignore_index is None else _options.index("ignore_index", ignore_index),
@@ -326,7 +333,13 @@ def binary_cross_entropy(
         outputs["hess"] = Map("hess_out", hess_out, array)
     inputs = {"x": array, "target": t, "pos_weight": pos_weight, "sample_weight": sample_weight}
     shape = array.shape if elementwise else None  # 0-d stays 0-d
-    return compute(call, array.dtype, class_axis, reduction, on_empty, out, outputs, inputs, shape)
+    return compute(call, array.dtype, class_axis, reduction, on_empty, out, outputs, inputs, shape, made)
+
+
+def _spread(value: Any, name: str, shape: tuple[int, ...], axis: int) -> Array | None:
+    """Weights of elements, broadcast to x's `shape`, its class axis last."""
+    weights = _arrays.broadcast_against(name, value, shape)
+    return None if weights is None else _arrays.classes_last(np.atleast_1d(weights), axis)
 
 
 @planned
@@ -384,7 +397,8 @@ def perplexity(
     # In float64 to the end: the exponential would multiply the rounding of a float32 mean.
     mean = _arrays.output("out", None, (), (np.dtype(np.float64),), array)
     call.total = True
-    job: Any = Job(call, (mean,), "mean", on_empty, deliver=partial(_exp, _arrays.row_dtype(array.dtype)))
+    deliver = partial(_exp, _arrays.row_dtype(array.dtype))
+    job: Any = Job(call, (mean,), "mean", on_empty, deliver=deliver, made=weights_made(call))
     return job
 
 

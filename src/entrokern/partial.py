@@ -431,6 +431,7 @@ def partial(
 
 def of_slice(call: Call, class_start: int, names: tuple[str, ...], target_logit: Any, precise: bool) -> Partial:
     """The `Partial` of a checked call on a slice."""
+    call.class_weight = _arrays.in_float64(call.class_weight)
     with np.errstate(all="ignore"):
         return holding(call, _slices.statistics(call, class_start, names, target_logit, precise), names)
 

@@ -11,7 +11,7 @@ from ._arrays import Array
 from ._call import Job
 from ._dispatch import library_of
 from ._plans import planned
-from .losses import cross_entropy_call, refuse_hessian
+from .losses import cross_entropy_call, refuse_hessian, weights_made
 
 OUTPUTS = ("loss", "lse", "log_prob", "entropy", "argmax", "rank", "max_prob", "grad", "hess")
 NEEDS_TARGET = ("loss", "grad", "hess")
@@ -150,6 +150,7 @@ def score(
         given=tuple(users.values()),
         in_place=bool(in_place),
         deliver=lambda outputs: Score(**dict(zip(names, outputs, strict=True))),
+        made=weights_made(call),
     )
     return job
 

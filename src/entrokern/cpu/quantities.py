@@ -107,7 +107,7 @@ def softmax_work(call: Call) -> RecordWork:
     in_place = x.geometry[0] == 1 and call.softcap is None
     scale = dtype.type(LOG2E / call.temperature)
     w = call.class_weight
-    w_mean = 1.0 if w is None else float(w.mean())
+    w_mean = 1.0 if w is None or not call.label_smoothing else float(w.mean())
     options = np.array(
         [
             1.0 / call.temperature,

@@ -11,7 +11,7 @@ from .. import _arrays
 from .._call import Call, can_be, raise_empty
 from .arguments import CODES, arguments, fill_operand, fits
 from .launch import function, grid_of, launch
-from .replay import Launch, Replay
+from .replay import Launch, Replay, in_line
 from .sources import BLOCK, TOTALS_ROWS
 
 BYTES_OF_A_THREAD = 64  # of a row: what it has on the way at once
@@ -21,6 +21,12 @@ def team_size(k: int, itemsize: int) -> int:
     """How many threads share a row: a power of two. It depends on the row alone, and with it the row's bits."""
     wanted = k * itemsize // BYTES_OF_A_THREAD
     return min(BLOCK, 1 << max(0, (wanted - 1).bit_length())) if wanted > 1 else 1
+
+
+def uploaded(array: Any) -> Any:
+    """A host array on the device; what is broadcast travels once."""
+    once = array[tuple(slice(1) if stride == 0 else slice(None) for stride in array.strides)]
+    return cupy.broadcast_to(cupy.asarray(once), array.shape)
 
 
 def blocks_for(items: int, team: int) -> int:
@@ -35,7 +41,8 @@ class Execution:
         self._kept: list[Any] = []  # what was made for this call alone, until its last launch is queued
         self._workspaces: list[Any] = []
         self._launches: list[Launch] = []
-        self._repeatable = call.class_weight is None and not (reduction == "mean" and on_empty == "raise")
+        self._converted: dict[np.dtype[Any], Any] = {}  # class weights, by the type that kernels take them in
+        self._repeatable = not (reduction == "mean" and on_empty == "raise")
         self._copies: list[tuple[Any, Any]] = []  # outputs that kernels cannot write in place, and their stand-ins
         self.repairing = False  # whether the careful kernels do only what the fast ones have left to them
         self.total: Any = None  # what a mean's gradient is multiplied by, as float64 and as float32
@@ -55,16 +62,14 @@ class Execution:
         for out, stand_in in self._copies:
             out[...] = stand_in
         if self._repeatable and not self._copies and Replay.can_tell_apart(self.call, self.result):
-            self.call.prepared = Replay(self.call, self.result, self._workspaces, self._launches)
+            self.call.prepared = Replay(self.call, self.result, self._converted, self._workspaces, self._launches)
 
     # --- operands and outputs -------------------------------------------------------------------------
 
     def on_device(self, array: Any) -> Any:
         """`array` on the device, in an order that kernels can follow."""
         if isinstance(array, np.ndarray):
-            # What is broadcast travels once.
-            once = array[tuple(slice(None if stride else 1) for stride in array.strides)]
-            array, self._repeatable = cupy.broadcast_to(cupy.asarray(once), array.shape), False
+            array, self._repeatable = uploaded(array), False
         if not fits(array):
             array, self._repeatable = cupy.ascontiguousarray(array), False
         return self._keep(array)
@@ -158,14 +163,19 @@ class Execution:
             self.column(record, "labels", call.labels)
             set_ignored(record, call)
             if call.class_weight is not None:
-                record["class_weight"] = self.class_weight(np.float64).data.ptr
+                self.column(record, "class_weight", call.class_weight)
         if self.counts is not None:
             fill_operand(record["counts"][0], self.counts.reshape(-1, 1))
         return record
 
     def class_weight(self, dtype: Any) -> Any:
-        weights = self.on_device(self.call.class_weight)
-        return self._keep(cupy.ascontiguousarray(weights.astype(dtype, copy=False)))
+        """The weights of classes in one line, in the type that a kernel computes with."""
+        given, dtype = self.on_device(self.call.class_weight), np.dtype(dtype)
+        if given.dtype == dtype and given.flags.c_contiguous:
+            return given
+        if dtype not in self._converted:
+            self._converted[dtype] = in_line(given, dtype)
+        return self._converted[dtype]
 
     def reduce(self, losses: Any) -> None:
         """The weighted sum (or mean) of `losses` into the result; without them, what a mean divides by."""

@@ -1,7 +1,8 @@
 """Calls like one that came before: its launches once more, with the pointers of other arrays.
 
 What a launch is told depends on shapes, dtypes and options, but for where the arrays lie. So the arguments are kept
-as they were, and for each pointer in them the array that it came from: an operand, an output, or a workspace.
+as they were, and for each pointer in them the array that it came from: an operand, an output, class weights that are
+converted in each call, or a workspace.
 """
 
 from __future__ import annotations
@@ -40,8 +41,16 @@ class _Step(NamedTuple):
 class Replay:
     """The launches of a call, for others like it. It keeps no array."""
 
-    def __init__(self, call: Call, result: Any, workspaces: list[Any], launches: list[Launch]) -> None:
-        arrays = _arrays_of(call, result)
+    def __init__(
+        self,
+        call: Call,
+        result: Any,
+        converted: dict[np.dtype[Any], Any],  # class weights, by their new dtype
+        workspaces: list[Any],
+        launches: list[Launch],
+    ) -> None:
+        self._dtypes = list(converted)
+        arrays = [*_arrays_of(call, result), *converted.values()]
         starts = [(array.data.ptr, i, 0) for i, array in enumerate(arrays)]
         self._bytes = 0
         for array in workspaces:
@@ -59,7 +68,8 @@ class Replay:
         return len(set(starts)) == len(starts)
 
     def __call__(self, call: Call, result: Any) -> None:
-        starts = [array.data.ptr for array in _arrays_of(call, result)]
+        converted = [in_line(call.class_weight, dtype) for dtype in self._dtypes]
+        starts = [array.data.ptr for array in (*_arrays_of(call, result), *converted)]
         if self._bytes:
             workspace = cupy.empty(self._bytes, np.uint8)
             starts.append(workspace.data.ptr)
@@ -71,8 +81,13 @@ class Replay:
 
 
 def _arrays_of(call: Call, result: Any) -> list[Any]:
-    operands = (call.x, call.y, call.labels, call.sample_weight, call.pos_weight, result)
-    return [a for a in (*operands, *call.rows.values(), *call.maps.values()) if a is not None]
+    operands = (call.x, call.y, call.labels, call.sample_weight, call.class_weight, call.pos_weight, result)
+    return [a for a in (*operands, *call.rows.values(), *call.maps.values()) if isinstance(a, cupy.ndarray)]
+
+
+def in_line(weights: Any, dtype: np.dtype[Any]) -> Any:
+    """A contiguous copy of `weights` in another type."""
+    return cupy.ascontiguousarray(weights.astype(dtype))
 
 
 def _pointers(one: Launch, starts: list[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:

@@ -1,8 +1,7 @@
 // From one number per row to one number: weighted sums in float64, what a mean divides by, and its share in gradients.
 
 struct Arguments {
-  Operand losses, sample_weight, labels, counts;  // no data: not there
-  const double *class_weight;
+  Operand losses, sample_weight, labels, class_weight, counts;  // no data: not there
   double *partial;  // two sums of each block: of losses, and of weights (or a BlockSum of each)
   double *total;    // what the mean's gradient is multiplied by, as float64 …
   float *total32;   // … and as float32
@@ -29,9 +28,10 @@ D double weight_of(const Arguments &a, i64 row) {
 }
 
 D double class_weight_of(const Arguments &a, i64 row) {
-  if (!a.class_weight || !a.labels.data) return 1;
+  if (!a.class_weight.data || !a.labels.data) return 1;
   const i64 label = load_integer(a.labels, row_start(a.labels, row));
-  return label >= 0 && label < a.k ? a.class_weight[label] : limits<double>::nan();
+  if (label < 0 || label >= a.k) return limits<double>::nan();
+  return load_number(a.class_weight, row_start(a.class_weight, label));
 }
 
 // What is asked for of both sums
