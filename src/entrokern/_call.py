@@ -314,8 +314,6 @@ def execute(
             out[...] = np.nan
         check_targets(call)  # names the lowest row, whichever was found first
         raise
-    if mean_gradient and not counts_every_row(call):
-        call.prepared = None  # the denominator is in it
     if mean_gradient and scale == 0:
         for out in call.maps.values():
             out[...] = 0

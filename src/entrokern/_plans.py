@@ -116,19 +116,22 @@ class Way(NamedTuple):
 
 def way_to(array: Array, several: Sequence[Array]) -> Way | None:
     """The way to `array` from the one of `several` that it is, or is a view of: with one axis moved to the end."""
-    ways: dict[int, Way] = {}
     for i, one in enumerate(several):
-        for axis in range(one.ndim):
-            if _arrays.same_memory(array, _arrays.classes_last(one, axis)):
-                moved = operator.methodcaller("transpose", _arrays.last(axis, one.ndim))
-                ways[i] = Way(i, None if axis == one.ndim - 1 else moved)
+        if array is one:
+            return Way(i)
+    ways = {
+        i: Way(i, operator.methodcaller("transpose", _arrays.last(axis, one.ndim)))
+        for i, one in enumerate(several)
+        for axis in range(one.ndim)
+        if _arrays.same_memory(array, _arrays.classes_last(one, axis))
+    }
     return ways.popitem()[1] if len(ways) == 1 else None  # two in the same memory may be two next time
 
 
 def plan_of(job: Job, arrays: list[Array], options: Mapping[str, Any]) -> Plan | None:
     """The plan of calls like `job`, which came of `arrays` and `options`.
 
-    None if its operands are not all these, seen or made otherwise, or if its results are not apart from them.
+    None if an operand is neither one of them, nor a view, nor made of one, or if results are not apart from operands.
     """
     call, places = job.call, {id(array): i for i, array in enumerate(arrays)}
     sources: list[Any] = [*arrays, None]

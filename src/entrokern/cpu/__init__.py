@@ -16,16 +16,11 @@ def run(call: Call) -> float:
     whole = with_whole_elements(call)
     run = QUANTITIES[call.quantity](whole)
     total = run(whole)
-    if whole is call and not knows_data(call):
+    # Where class weights are smoothed over, what was made ready has their mean in it, which is of this call's data.
+    if whole is call and (call.class_weight is None or call.label_smoothing == 0.0):
         call.prepared = run
     for given, written in ((call.rows, whole.rows), (call.maps, whole.maps)):
         for name, out in given.items():
             if written[name] is not out:
                 out[...] = written[name]
     return total
-
-
-def knows_data(call: Call) -> bool:
-    """Whether what is made ready for `call` has numbers of its data in it: one weight for all elements, or the mean of
-    class weights."""
-    return call.pos_weight is not None or (call.class_weight is not None and call.label_smoothing > 0.0)

@@ -91,11 +91,13 @@ def of_logs(call: Call) -> bool:
 def fast_lines(call: Call, x: Layout, y: Source | None, grad_p: Target, grad_q: Target) -> Fast | None:
     """Rows of few or some hundred log-probabilities, without weights: entropy, KL of two, and gradients in float32."""
     zero: Any = np.float32(0) if narrow(call) else np.float64(0)
-    slope, k, unit, of_two = common_slope(call), call.k, call.unit, y is not None
+    k, unit, of_two = call.k, call.unit, y is not None
     short = k <= (STRETCH if narrow(call) else STRETCH_IN_FLOAT64)
     if not (of_logs(call) and short) or call.sample_weight is not None or family(k, x, y, 0) != "rows":
         return None
-    if call.maps and (slope.dtype != np.float32 or any(a.strides[-1] != a.itemsize for a in call.maps.values())):
+    if call.maps and (
+        common_slope(call).dtype != np.float32 or any(a.strides[-1] != a.itemsize for a in call.maps.values())
+    ):
         return None
     q_logs, streaming, name = True if of_two else None, streams(call), "grad_p" if of_two else "grad"
 
@@ -103,7 +105,7 @@ def fast_lines(call: Call, x: Layout, y: Source | None, grad_p: Target, grad_q: 
         loss, second = results[0], q if of_two else (None, None)
         lines = [np.empty(STRETCH + BYTES, zero.dtype) for _ in ("terms", "grad_p", "grad_q")]
         return left_of(loss, log_lines(
-            *p, *second, start, loss.size, k, q_logs, unit, slope, zero, lines[0], np.zeros(SQUARE), loss,
+            *p, *second, start, loss.size, k, q_logs, unit, common_slope(call), zero, lines[0], np.zeros(SQUARE), loss,
             *grad_p.of(call.maps.get(name)), *grad_q.of(call.maps.get("grad_q")), streaming, *lines[1:],
         ))  # fmt: skip
 
@@ -128,7 +130,7 @@ def fast_tables(
     if call.maps and not (narrow(call) and family(call.k, x, y, 0) == "rows"):
         return None
     width = BYTES // zero.itemsize
-    k, w, unit, slope, of_two = call.k, weight_of(call), call.unit, common_slope(call), y is not None
+    k, w, unit, of_two = call.k, weight_of(call), call.unit, y is not None
     streaming, name = streams(call), "grad_p" if y is not None else "grad"
 
     def run(call: Call, p: Operand, q: Operand, start: int, weights: Array, results: Array) -> Array:
@@ -138,7 +140,7 @@ def fast_tables(
         if chosen == "lanes":
             squares = (*room_for_tiles(width, zero, 1), room_for_tiles(width, zero, 1)[0] if of_two else None)
         return left_of(loss, tables(
-            *p, *second, start, loss.size, k, w, p_logs, q_logs, unit, slope, weights, zero, squares, loss,
+            *p, *second, start, loss.size, k, w, p_logs, q_logs, unit, common_slope(call), weights, zero, squares, loss,
             *grad_p.of(call.maps.get(name)), *grad_q.of(call.maps.get("grad_q")), streaming,
             np.empty(2 * BLOCK, zero.dtype) if call.maps else None,
         ))  # fmt: skip
@@ -154,13 +156,13 @@ def fast_softmax_pairs(call: Call, x: Layout, y: Source, grad_p: Target, grad_q:
     chosen = family(call.k, x, y, SOFTMAX_LANES_UP_TO)
     if chosen is None or (chosen == "lanes" and call.k * 16 > TILE_UP_TO):
         return None
-    k, w, temperature, unit, map_scale = call.k, weight_of(call), call.temperature, call.unit, call.map_scale
+    k, w, temperature, unit = call.k, weight_of(call), call.temperature, call.unit
     streaming = streams(call)
 
     def run(call: Call, p: Operand, q: Operand, start: int, weights: Array, results: Array) -> Array:
         loss = results[0]
         gradients = *grad_p.of(call.maps.get("grad_p")), *grad_q.of(call.maps.get("grad_q"))
-        arguments = (*p, *q, start, loss.size, k, w, temperature, unit, map_scale, weights, zero)
+        arguments = (*p, *q, start, loss.size, k, w, temperature, unit, call.map_scale, weights, zero)
         if chosen == "lanes":
             return left_of(loss, softmax_pair_lanes(*arguments, *room_for_tiles(k, zero, 4), loss, *gradients))
         lanes = BYTES // zero.itemsize
@@ -188,7 +190,7 @@ def fast_soft_targets(call: Call, x: Layout, y: Source, grad: Target) -> Fast | 
     chosen = family(call.k, x, y, SOFTMAX_LANES_UP_TO if tiles_do else 0)
     if chosen is None or (chosen == "lanes" and not tiles_do):
         return None
-    k, temperature, unit, map_scale = call.k, call.temperature, call.unit, call.map_scale
+    k, temperature, unit = call.k, call.temperature, call.unit
     with_gradient, streaming = bool(call.maps), streams(call)
 
     def run(call: Call, p: Operand, b: Operand, start: int, weights: Array, results: Array) -> Array:
@@ -198,7 +200,7 @@ def fast_soft_targets(call: Call, x: Layout, y: Source, grad: Target) -> Fast | 
             return left_of(loss, soft_target_rows(*arguments, weights, zero, exact, loss))
         if not with_gradient:
             return left_of(loss, soft_target_lanes(*arguments, weights, zero, exact, *room_for_tiles(k, zero, 2), loss))
-        for_gradient = *arguments, map_scale, weights, zero
+        for_gradient = *arguments, call.map_scale, weights, zero
         target = grad.of(call.maps["grad"])
         if chosen == "lanes":
             return left_of(loss, soft_target_gradient_lanes(*for_gradient, *room_for_tiles(k, zero, 2), loss, *target))

@@ -15,7 +15,7 @@ from .blocks import BLOCK
 from .distributions import FORM_CODES
 from .fast import NOTHING as NO_OPERAND
 from .fast import fast_soft_targets, fast_softmax_pairs, fast_tables
-from .finish import RECORDS, ROW_RESULTS
+from .finish import MAP_SCALE, RECORDS, ROW_RESULTS
 from .groups import softmax_groups
 from .lanes import softmax_lanes
 from .launch import (
@@ -92,8 +92,9 @@ def family(call: Call, x: Layout) -> str:
     return "lanes" if rows_adjacent or call.k <= STRIDED_LANES_UP_TO else "rows"
 
 
-# Each function below makes ready what a call needs but its arrays: these, `Run` and `RowWork` take from the call
-# that they are given, which is the first or one like it. So nothing outlives a call, and a small call is cheap.
+# Each function below makes ready what a call needs but its arrays and the denominator that gradients are divided by:
+# these, `Run` and `RowWork` take from the call that they are given, which is the first or one like it. So nothing
+# outlives a call, and a small call is cheap.
 
 
 def softmax(call: Call) -> Run:
@@ -108,14 +109,15 @@ def softmax_work(call: Call) -> RecordWork:
     scale = dtype.type(LOG2E / call.temperature)
     w = call.class_weight
     w_mean = 1.0 if w is None or not call.label_smoothing else float(w.mean())
-    options = np.array(
+    scale_of_maps = np.nan  # the next call's may be another
+    constants = np.array(
         [
             1.0 / call.temperature,
             call.unit,
             call.label_smoothing,
             call.z_loss,
             call.softcap or 0.0,
-            call.map_scale,
+            scale_of_maps,
             w_mean,
         ]
     )
@@ -131,6 +133,8 @@ def softmax_work(call: Call) -> RecordWork:
 
     def work(call: Call, start: int, stop: int, results: tuple[Array, ...]) -> tuple[int, float]:
         x_flat, class_weight = x.flat(call.x), NOTHING if call.class_weight is None else call.class_weight
+        options = constants.copy()
+        options[MAP_SCALE] = call.map_scale
         labels, ignore = labels_and_ignored(call, start, stop)
         weights = row_weights(call, start, stop)
         stage: Any
@@ -164,14 +168,14 @@ def cross_entropy(call: Call) -> Run:
 def picked_work(call: Call) -> RowWork:
     x, grad = Layout(call.x), Target(call.maps.get("grad"))
     zero: Any = np.float64(0) if call.x.itemsize == 8 else np.float32(0)
-    logs, unit, map_scale, streaming = call.form == "log_probs", call.unit, call.map_scale, streams(call)
+    logs, unit, streaming = call.form == "log_probs", call.unit, streams(call)
 
     def work(call: Call, start: int, stop: int, results: Array) -> int:
         class_weight = NOTHING if call.class_weight is None else call.class_weight
         return int(
             picked.picked_rows(
                 *x.operand(call.x), start, stop - start, call.k, logs, *labels_and_ignored(call, start, stop),
-                row_weights(call, start, stop), class_weight, unit, map_scale, zero,
+                row_weights(call, start, stop), class_weight, unit, call.map_scale, zero,
                 np.zeros(picked.SLOTS * picked.ROWS), results[0], *grad.of(call.maps.get("grad")), streaming,
                 np.zeros(BLOCK, zero.dtype),
             )
@@ -278,13 +282,12 @@ def divergence(call: Call) -> Run:
 def binary_cross_entropy(call: Call) -> Run:
     if call.elementwise:
         return binary_elements
-    run = binary_of_log_probs(call) if call.form == "log_probs" else binary_in_vectors(call)
 
     def work(call: Call, start: int, stop: int, results: Array) -> int:
         arrays = binary_arrays(call)
         if call.sample_weight is not None:
             arrays["weight"] = np.broadcast_to(call.sample_weight[..., None], call.x.shape)
-        return run(arrays, start, stop - start, results)
+        return binary_run(call)(arrays, start, stop - start, results)
 
     return by_rows(call, ("loss",), work)
 
@@ -302,7 +305,7 @@ def binary_arrays(call: Call) -> Arrays:
 
 
 def binary_elements(call: Call) -> float:
-    run = binary_of_log_probs(call) if call.form == "log_probs" else binary_in_vectors(call)
+    run = binary_run(call)
 
     def work(arrays: dict[str, Any], first: int, n: int) -> float:
         results = np.zeros((1, n))
@@ -314,6 +317,11 @@ def binary_elements(call: Call) -> float:
 
 
 Binary = Callable[[dict[str, Any], int, int, Array], int]  # (arrays, first row, rows, results) → first bad target or -1
+
+
+def binary_run(call: Call) -> Binary:
+    """With a weight that all elements share, which is data: made for each call, or chunk of its rows, alone."""
+    return binary_of_log_probs(call) if call.form == "log_probs" else binary_in_vectors(call)
 
 
 def binary_in_vectors(call: Call) -> Binary:
