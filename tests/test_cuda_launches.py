@@ -62,9 +62,8 @@ def runs_of(case: Case, n: int, k: int, dtype: str, layout: Callable[[Host], Hos
     options = {name: given(value) for name, value in options.items()}
     # Some numbers for each row, sums of blocks, and records of the segments of long rows; never a copy of an operand.
     allowed = 64 * n + 4096
-    # Weights of classes are there as float64, and perhaps in the type that is computed with.
-    if "class_weight" in options:
-        allowed += 12 * options["class_weight"].size
+    # Weights of classes, in the type that is computed with and as float64, or in two float32 numbers each.
+    allowed += sum(12 * options[name].size for name in ("class_weight", "pos_weight") if name in options)
     for time in ("first", "again"):
         fake_cupy.reset()
         results = call(case.function, args, options)
