@@ -98,46 +98,80 @@ def loops_of(operation: Operation) -> list[cubin.Loop]:
 
 
 class Row(NamedTuple):
-    """A row of `k` classes that one read and one write of memory could do; `blocks` share it."""
+    """A row of `k` classes that is read more than once; `blocks` share it."""
 
     operation: Operation
     k: int
     blocks: int
 
     @property
+    def operands(self) -> list[int]:
+        """How many each sweep reads."""
+        loads = self.operation.loads
+        return [*loads] if isinstance(loads, tuple) else [loads] * len(loops_of(self.operation))
+
+    @property
+    def size(self) -> int:
+        """Bytes of a number."""
+        return int(re.findall(r"float(\d+)", self.operation.kernel)[0]) // 8
+
+    @property
     def bytes(self) -> int:
-        return self.k * self.operation.bytes // 2
+        """Of all operands: what has to stay in cache."""
+        return self.k * self.size * max(self.operands)
+
+    @property
+    def moved(self) -> int:
+        """What memory has to read and write at least."""
+        return self.k * self.operation.bytes
+
+    @property
+    def again(self) -> int:
+        """What is read once more, in later sweeps."""
+        return self.k * self.size * sum(self.operands) - self.bytes
 
     @property
     def at_once(self) -> float:
         """Bytes of all rows that are under way."""
         return AT_WORK / self.blocks * self.bytes
 
+    def missed(self, cache: float) -> float:
+        """How much of what is read again comes from memory: each sweep goes back, and finds what was read last."""
+        return max(0.0, 1 - cache / self.at_once) * self.again
+
     def reads(self, cache: float) -> float:
-        """How often it is read from memory: the second sweep goes backwards, and finds what was read last."""
-        return 1 + max(0.0, 1 - cache / self.at_once)
+        """How often it is read from memory."""
+        return 1 + self.missed(cache) / self.bytes
 
     def share(self, cache: float) -> float:
-        """Of the copy bandwidth: memory, cache (two reads and a write) or arithmetic may be what takes longest."""
+        """Of the copy bandwidth: memory, cache (all reads, and writes) or arithmetic may be what takes longest."""
         instructions, special = spent(self.operation, "least")
         arithmetic = self.k * max(instructions / INSTRUCTIONS, special / SPECIAL)
-        memory = (self.reads(cache) + 1) * self.bytes / COPY
-        return 2 * self.bytes / COPY / max(memory, 3 * self.bytes / CACHE, arithmetic)
+        memory = (self.moved + self.missed(cache)) / COPY
+        return self.moved / COPY / max(memory, (self.moved + self.again) / CACHE, arithmetic)
+
+
+# Rows of any length, and operations that read them more than once.
+CLASSES = (16_384, 32_000, 50_257, 151_936, 262_144)
+READ_AGAIN = ("CE + gradient", "CE, dense target + gradient", "KL, logits, ")
 
 
 def long_rows() -> Iterator[tuple[str, ...]]:
     columns = ("operation", "classes", "kB a row", "blocks for it", "MB under way", "reads", "share at most")
     yield (*columns, "with one block", "target")
     for operation in OPERATIONS:
-        if operation.name.startswith("CE + gradient"):
-            for k in (16_384, 32_000, 50_257, 131_072, 151_936, 262_144):
-                size = operation.bytes // 2
-                row, alone = Row(operation, k, cluster_size(k, size)), Row(operation, k, 1)
-                yield (
-                    *(operation.name, str(k), f"{row.bytes / 1e3:.0f}", str(row.blocks), f"{row.at_once / 1e6:.0f}"),
-                    *(span([row.reads(cache) for cache in CACHES], 2), span([row.share(cache) for cache in CACHES], 2)),
-                    *(span([alone.share(cache) for cache in CACHES], 2), f"{operation.target}"),
-                )
+        for k in CLASSES if operation.name.startswith(READ_AGAIN) else ():
+            alone = Row(operation, k, 1)
+            row = alone._replace(blocks=cluster_size(k, alone.bytes // k))
+            yield (
+                *(operation.name, str(k), f"{row.bytes / 1e3:.0f}", str(row.blocks), f"{row.at_once / 1e6:.0f}"),
+                *(span([row.reads(cache) for cache in CACHES], 2), span([row.share(cache) for cache in CACHES], 2)),
+                *(span([alone.share(cache) for cache in CACHES], 2), target_of(operation)),
+            )
+
+
+def target_of(operation: Operation) -> str:
+    return "" if operation.target is None else f"{operation.target}"
 
 
 def operations() -> Iterator[tuple[str, ...]]:
@@ -152,7 +186,7 @@ def operations() -> Iterator[tuple[str, ...]]:
             *(operation.name, str(operation.bytes), str(len(loops_of(operation)))),
             *(span([pair[i] for pair in both], digits) for i, digits in ((0, 0), (1, 1))),
             *(f"{1e12 * memory:.2f}", span([1e12 * time for time in times], 2), span(shares, 2)),
-            "" if operation.target is None else f"{operation.target}",
+            target_of(operation),
         )
 
 

@@ -2,6 +2,7 @@
 
 Fast kernels take what is plain: without weights or with such of float32, with one gradient or none, targets of one byte
 or of x's type. `TABLE` has the `SHARED` cases, those of `cases.NAMED`, and beside each of them those that are plainer.
+`LONG` has those for long rows: the shared ones, and of the plainer all that sweep two operands more than once.
 """
 
 from __future__ import annotations
@@ -77,6 +78,12 @@ def _table() -> list[Case]:
 
 
 TABLE = _table()
+SWEPT_AGAIN = (
+    "ce dense grad, one gradient",
+    "js logits logits, value",
+    *(f"kl logits logits, {what}" for what in ("value", "one gradient")),
+)
+LONG = SHARED + [case for case in TABLE if case.name in SWEPT_AGAIN]
 
 
 def in_place(case: Case, args: list[Any]) -> dict[str, Any]:

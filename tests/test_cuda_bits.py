@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from typing import Any
 
 import cupy  # the stand-in, if `device` has put it there
@@ -20,13 +21,13 @@ from cuda_calls import (
     Results,
     afresh,
     assert_same,
+    distributions,
     given,
-    labels,
     logits,
     prepared,
     stand_in,
 )
-from cuda_cases import SHARED, TABLE, in_place, spoil
+from cuda_cases import LONG, TABLE, in_place, spoil
 from device import to_device, to_host
 from entrokern.cuda import launch, quantities, sources
 from entrokern.cuda.sources import BYTES_OF_A_BLOCK, cluster_size
@@ -100,13 +101,13 @@ def test_bits_are_the_same_again_and_in_any_order(monkeypatch: pytest.MonkeyPatc
 # --- clusters: blocks that share a row -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("itemsize", [2, 4, 8])
-def test_as_few_blocks_share_a_row_as_keep_it_in_cache(itemsize: int) -> None:
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_as_few_blocks_share_a_row_as_keep_it_in_cache(size: int) -> None:
     for k in (1, 16_384, 16_385, 24_577, 50_000, 131_072, 262_144, 10**7):
-        size, segments = cluster_size(k, itemsize), -(-k // sources.SEGMENT)
-        assert size in (1, 2, 4, 8) and size <= segments
-        assert k * itemsize <= size * BYTES_OF_A_BLOCK or size == 8 or 2 * size > segments
-        assert size == 1 or k * itemsize > size // 2 * BYTES_OF_A_BLOCK
+        blocks, segments = cluster_size(k, size), sources.segments_of(k)
+        assert blocks in (1, 2, 4, 8) and blocks <= segments
+        assert k * size <= blocks * BYTES_OF_A_BLOCK or blocks == 8 or 2 * blocks > segments
+        assert blocks == 1 or k * size > blocks // 2 * BYTES_OF_A_BLOCK
 
 
 def backwards(values: Host) -> Any:
@@ -123,7 +124,10 @@ def apart(values: Host) -> Any:
     return to_device(np.asfortranarray(values))
 
 
-OF_ROWS = {("logits",), ("logits", "labels"), ("logits", "some ignored")}
+ONE = {("logits",), ("logits", "labels"), ("logits", "some ignored")}
+TWO = {("logits", "dense"), ("logits", "other logits")}
+OF_LOGITS = [c for c in LONG if c.operands in TWO or (c.operands in ONE and in_place(c, [0]))]
+READ_AGAIN = re.compile(r"softmax_(pair|js)_|soft.*_(maps|distributions)$")  # kernels that read a row more than once
 
 
 def take_clusters_away(patch: pytest.MonkeyPatch) -> None:
@@ -133,27 +137,26 @@ def take_clusters_away(patch: pytest.MonkeyPatch) -> None:
         patch.setitem(fake_cupy.ATTRIBUTES, "ComputeCapabilityMajor", 8)
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in SHARED if c.operands in OF_ROWS and in_place(c, [0])], ids=lambda c: c.name
-)
+@pytest.mark.parametrize("case", OF_LOGITS, ids=lambda c: c.name)
 def test_a_row_that_blocks_share_has_its_own_bits(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
-    """Those that it has on a device without clusters: wherever it lies, in place, and after other rows."""
-    turn, n = SHARED.index(case), 3
-    k = 131_073 if device.REAL and turn % 4 > 1 else 50_001  # in 8 blocks; the shim would take long
+    """Those that it has on a device without clusters: wherever it lies, in place, after other rows, and in parts."""
+    turn, n, operands_read = OF_LOGITS.index(case), 3, 1 + (case.operands in TWO)
+    k = 131_073 if device.REAL and turn % 4 > 1 else 70_001  # in 8 blocks; the shim would take long
     monkeypatch.setattr(quantities, "FEW_BLOCKS", 0)
 
-    def results(written: bool = False) -> Results:
-        there = [layout(args[0].copy()), *map(given, args[1:])]
+    def results(clusters: bool = True, written: bool = False) -> Results:
+        there = [layout(a.copy()) if a.shape == (n, k) else given(a) for a in args]
         fake_cupy.reset()
         with afresh():
             got = call(case.function, there, options | (in_place(case, there) if written else {}))
-        twice_read = any(re.match("softmax.*_(maps|distributions)$", name) for name in shim.launches)
-        together = quantities.has_clusters() and twice_read
-        assert device.REAL or max(shim.clusters) == (cluster_size(k, args[0].itemsize) if together else 1)
+        together = clusters and quantities.has_clusters() and any(map(READ_AGAIN.match, shim.launches))
+        size = operands_read * args[0].itemsize
+        assert device.REAL or max(shim.clusters) == (cluster_size(k, size) if together else 1)
         return got
 
     for i, layout in enumerate(((late, apart), (to_device, backwards))[turn % 2]):
-        args, options = operands(case, n, k, list(FLOATS)[(turn // 2 + i) % 4], KINDS[turn % len(KINDS)])
+        dtypes = [*FLOATS] if operands_read == 1 else [*FLOATS][:3]  # two of float64 are for the careful kernels
+        args, options = operands(case, n, k, dtypes[(turn // 2 + i) % len(dtypes)], KINDS[turn % len(KINDS)])
         spoil(case, args)
         options = {name: given(value) for name, value in options.items()}
         with pytest.MonkeyPatch.context() as patch:
@@ -164,28 +167,48 @@ def test_a_row_that_blocks_share_has_its_own_bits(monkeypatch: pytest.MonkeyPatc
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(launch, "MOST_BLOCKS", 8)
             assert_same(results(), want, f"{layout.__name__}, one after another")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(quantities, *(("FEW_BLOCKS", 100), ("SHARED_BYTES", 0))[turn % 2])
+            assert_same(results(clusters=False), want, f"{layout.__name__}, in parts")
+
+
+GRADIENTS: dict[str, Callable[[Any, Any], Any]] = {
+    "softmax_float32_maps": lambda x, y: ek.cross_entropy(x, [1, 2], reduction="none", return_grad=True),
+    "soft_target_float32_maps": lambda x, y: ek.cross_entropy(x, y, reduction="none", return_grad=True),
+    "softmax_pair_float32_maps": lambda x, y: ek.kl_divergence(
+        x, y, p_form="logits", q_form="logits", reduction="none", return_grad="q"
+    ),
+}
+PLANTED = {
+    "no barrier before the first row": ("if (IN_CLUSTERS && cluster_size() > 1) cluster_barrier();", ""),
+    "no barrier after the records": ("if (shared) cluster_barrier();", ""),
+    "records over those before": ("(side + SWEEP) % 2", "0"),
+}
 
 
 @stand_in
-@pytest.mark.parametrize("missing", [0, 1])
-def test_a_missing_barrier_of_a_cluster_is_seen(monkeypatch: pytest.MonkeyPatch, missing: int) -> None:
-    name, barrier = "softmax_float32_maps", "if (shared) cluster_barrier();"
-    text = sources.source([sources.KERNELS[name]])
-    parts = text.split(barrier)
-    assert len(parts) == 3
-    x, y = to_device(logits(2, 40_000)), to_device(labels(2, 40_000))
+@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_cluster_that_does_not_wait_is_seen(monkeypatch: pytest.MonkeyPatch, fault: str, name: str) -> None:
+    kernel, library = sources.KERNELS[name], shim.library
+    right, wrong = PLANTED[fault]
+    text = sources.source([kernel])
+    assert text.count(right) == 1
+    x, y = (to_device(of(2, 40_000)) for of in (logits, distributions))
     monkeypatch.setattr(quantities, "FEW_BLOCKS", 0)
+    monkeypatch.setattr(launch, "MOST_BLOCKS", 2)  # the second row after the first
 
     def gradient() -> Host:
-        return to_host(ek.cross_entropy(x, y, reduction="none", return_grad=True)[1])
+        return to_host(GRADIENTS[name](x, y)[1])
 
     want = gradient()
-    text = barrier.join(parts[: missing + 1]) + barrier.join(parts[missing + 1 :])
-    planted = shim.compiled(text, [name], name="planted")
-    monkeypatch.setattr(shim, "library", lambda family: planted)
-    for order in (0, 1):
+    planted = shim.compiled(text.replace(right, wrong), [name], name="planted")
+    monkeypatch.setattr(shim, "library", lambda family: planted if family == kernel.family else library(family))
+    seen = False
+    for order in (0, 1):  # a record that is missing may be that of no largest logit
         monkeypatch.setattr(shim, "order", order)
-        assert (gradient() != want).any()
+        seen |= bool((gradient() != want).any())
+    assert seen
 
 
 # --- weights of classes along a line ---------------------------------------------------------------------

@@ -36,7 +36,7 @@ from cuda_calls import (
     several,
     stand_in,
 )
-from cuda_cases import SHARED, TABLE, spoil
+from cuda_cases import LONG, TABLE, spoil
 from device import to_device
 from entrokern.cuda import launch, quantities, sources
 from entrokern.cuda.structures import dtype_of
@@ -79,7 +79,7 @@ def runs() -> list[Run]:
         pytest.skip("of the stand-in for CuPy")
     shapes = ((70, 3, np.asarray), (20, 300, np.asarray), (20, 300, np.asfortranarray))
     all_of = [(case, n, k, dtype, layout) for case in TABLE for dtype in FLOATS for n, k, layout in shapes]
-    all_of += [(case, 3, 20_000, dtype, np.asarray) for case in SHARED for dtype in FLOATS]
+    all_of += [(case, 3, 20_000, dtype, np.asarray) for case in LONG for dtype in FLOATS]
     return [found for one in all_of for found in runs_of(*one)]
 
 

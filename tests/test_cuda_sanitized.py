@@ -21,13 +21,13 @@ import entrokern as ek
 import fake_cupy
 import shim
 from cases import FLOATS, Case, call, operands
-from cuda_cases import SHARED, TABLE, in_place, spoil
+from cuda_cases import LONG, TABLE, in_place, spoil
 from entrokern.cuda import quantities, sources
 
 Host = np.ndarray[Any, Any]
 
 LENGTHS = (1, 2, 3, 7, 8, 9, 17, 33, 100, 257, 1000, 4100)
-LONG = 50_001
+CLASSES = 50_001  # of long rows
 KINDS = ("normal", "holes", "peaked", "ties", "wide")
 SAMPLE = 10  # of the runs of a case: those of the default run
 
@@ -128,7 +128,7 @@ def runs_of(case: Case) -> list[Run]:
 def long_runs_of(case: Case) -> list[Run]:
     """Cut into parts, and shared by blocks."""
     return [
-        Run(case, 1 + turn, LONG, dtype, turn, turn, few)
+        Run(case, 1 + turn, CLASSES, dtype, turn, turn, few)
         for dtype, turn, few in itertools.product(FLOATS, (0, 1), (0, quantities.FEW_BLOCKS))
     ]
 
@@ -146,7 +146,7 @@ def main(what: str) -> None:
     runs = []
     for case in TABLE:
         runs += draw.sample(runs_of(case), SAMPLE) if what == "some" else runs_of(case)
-    for case in SHARED:
+    for case in LONG:
         runs += draw.sample(long_runs_of(case), 1) if what == "some" else long_runs_of(case)
     for one in runs:
         run(*one)
@@ -180,7 +180,7 @@ def succeeded(what: str) -> dict[str, Any]:
 
 def test_the_table() -> None:
     found = succeeded("some")
-    assert found["runs"] == SAMPLE * len(TABLE) + len(SHARED)
+    assert found["runs"] == SAMPLE * len(TABLE) + len(LONG)
     assert found["families"] == sorted(sources.FAMILIES)
     assert found["clusters"] == [1, 2, 4]
 

@@ -146,15 +146,23 @@ def test_other_architectures(architecture: int, name: str) -> None:
     assert cubin.binary(name, architecture)[:4] == b"\x7fELF"
 
 
-@pytest.mark.parametrize("size", [1, 2, 8])
-def test_clusters(size: int) -> None:
-    """A launch like any other is one of clusters if the kernel says so; but for that its code is the same."""
-    kernel = KERNELS["softmax_float32_distributions"]
-    binary = cubin.compiled(source([kernel], size))
+@pytest.mark.parametrize(
+    ("kernel", "size", "barriers"),
+    [
+        *(("softmax_float32_distributions", size, 2) for size in (1, 2, 8)),
+        ("softmax_js_float32", 4, 3),
+        ("softmax_pair_bfloat16_maps", 4, 3),
+        ("soft_target_float32_maps", 4, 3),
+    ],
+)
+def test_clusters(kernel: str, size: int, barriers: int) -> None:
+    """A launch like any other is one of clusters if the kernel says so; but for that its code is the same. Blocks wait
+    once before all rows, and for the records of each sweep."""
+    binary = cubin.compiled(source([KERNELS[kernel]], size))
     assert cubin.cluster_of(binary) == size
-    code = cubin.read(binary, kernel.name)
-    assert not faults(kernel, code)
-    assert code.count("UCGABAR_ARV") == code.count("UCGABAR_WAIT") == 2
+    code = cubin.read(binary, kernel)
+    assert not faults(KERNELS[kernel], code)
+    assert code.count("UCGABAR_ARV") == code.count("UCGABAR_WAIT") == barriers
 
 
 @pytest.mark.parametrize(("what", "name"), [(what, name) for what, names in KNOWN.items() for name in names])

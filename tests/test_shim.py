@@ -143,6 +143,24 @@ __device__ void cluster_sum(const Arguments &a) {
         if (t == 0) a.out[row * size + rank] = sum;
     }
 }
+// The same with one barrier for each row: what is written goes elsewhere than what others may still read.
+template <int SIDES>
+__device__ void alternating_sum(const Arguments &a) {
+    DYNAMIC_SHARED(dynamic);
+    const int t = threadIdx.x, size = cluster_size(), rank = cluster_rank();
+    cluster_barrier();
+    for (int row = blockIdx.x / size, turn = 0; row < a.n; row += gridDim.x / size, turn = (turn + 1) % SIDES) {
+        float *numbers = (float *)dynamic + turn * size;
+        if (t < size) in_block(numbers, t)[rank] = a.x[row * size + rank];
+        cluster_barrier();
+        float sum = 0;
+        for (int r = 0; r < size; ++r) sum += numbers[r];
+        if (t == 0) a.out[row * size + rank] = sum;
+    }
+}
+extern "C" __global__ void alternating_sums(const Arguments a) { alternating_sum<2>(a); }
+extern "C" __global__ void one_side(const Arguments a) { alternating_sum<1>(a); }
+
 extern "C" __global__ void cluster_sums(const Arguments a) { cluster_sum<0>(a); }
 extern "C" __global__ void no_first_barrier(const Arguments a) { cluster_sum<1>(a); }
 extern "C" __global__ void no_second_barrier(const Arguments a) { cluster_sum<2>(a); }
@@ -201,7 +219,7 @@ NAMES = (
     *("shuffle_or_barrier", "differing_masks", "foreign_mask", "outside_of_mask", "groups", "exchanges"),
     *("approximations", "reverse", "wide_copy", "arithmetic", "cluster_sums", "no_first_barrier", "no_second_barrier"),
     *("late_read", "lone_thread", "lone_block", "two_cluster_barriers", "barriers_of_two_kinds", "no_such_block"),
-    "not_shared",
+    *("not_shared", "alternating_sums", "one_side"),
 )
 ARGUMENTS = np.dtype([("x", "u8"), ("out", "u8"), ("n", "i4"), ("offset", "i4")])
 
@@ -277,14 +295,15 @@ def cluster_sums(library: shim.Library, name: str, order: int, cluster: int, row
     """What each block of a cluster makes of each row of integers, less their sum."""
     x = np.random.default_rng(0).integers(0, 9, (rows, cluster)).astype(np.float32)
     out = np.full((rows, cluster), np.nan, np.float32)
-    run(library, name, x, out, 64, order, (at_once * cluster,), 4 * cluster, n=rows, cluster=cluster)
+    run(library, name, x, out, 64, order, (at_once * cluster,), 8 * cluster, n=rows, cluster=cluster)
     return out - x.sum(1, keepdims=True)
 
 
 @pytest.mark.parametrize("cluster", [1, 2, 4, 8])
 def test_blocks_of_a_cluster_write_to_each_other(library: shim.Library, order: int, cluster: int) -> None:
     for at_once in (1, 2, 5):
-        assert not cluster_sums(library, "cluster_sums", order, cluster, 5, at_once).any()
+        for name in ("cluster_sums", "alternating_sums"):
+            assert not cluster_sums(library, name, order, cluster, 5, at_once).any()
 
 
 def test_functions_of_cuda(library: shim.Library) -> None:
@@ -405,6 +424,7 @@ def test_a_missing_barrier_of_a_cluster_shows(library: shim.Library, order: int)
     for name, rows, at_once in (("no_first_barrier", 3, 3), ("no_first_barrier", 3, 1), ("no_second_barrier", 1, 1)):
         wrong = cluster_sums(library, name, order, 4, rows, at_once)
         assert (wrong != 0).any() and np.isnan(wrong).any() == (at_once == rows), name
+    assert cluster_sums(library, "one_side", order, 4, 3, 1).any()
     assert np.isnan(result(library, "late_read", 32, order, grid=(2,), shared=4, cluster=2)[:2]).any()
 
 

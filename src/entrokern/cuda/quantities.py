@@ -15,13 +15,12 @@ from .._call import Call, counts_every_row, raise_empty
 from .arguments import arguments, fill_operand
 from .execution import Execution, blocks_for, set_ignored, team_size
 from .launch import SHARED_BYTES, has_clusters
-from .sources import BLOCK, CHUNK, SEGMENT, binary_name, cluster_size, softmax_name
+from .sources import BLOCK, CHUNK, RECORD_BYTES, SEGMENT, binary_name, cluster_size, segments_of, softmax_name
 
 LOG2E = 1.4426950408889634
 FORM_CODES = {"logits": 0, "log_probs": 1, "probs": 2}
 DISTRIBUTIONS = {"entropy_grad": 0, "softmax": 1, "log_softmax": 2}
-WHOLE_ROWS, PARTS_OF_ROWS, FROM_PARTS = range(3)
-RECORD_BYTES = 80  # at least those of a part's record
+PARTS = 1  # the mode of a launch that gathers the first records of segments, as in segments.cuh
 FEW_BLOCKS = 256  # with fewer at work, long rows are cut into parts
 MOST_CLASSES = 1 << 16  # whose weights are copied: beyond, they could be as many as elements
 BETWEEN_VECTORS = 8  # numbers, at most, from the first of a vector on
@@ -225,29 +224,42 @@ def _softmax_launches(run: Execution, rows: dict[str, Any], maps: dict[str, Any]
     run.output(record, "hess", maps.get("hess"))
     if maps:
         run.gradient_factors(record, compute)
-    record["team"] = team = team_size(call.k, x.itemsize)
-    record["parts"] = 1
-    level = softmax_level(call, rows)
-    dtype = x.dtype.name
+    record["team"] = team_size(call.k, x.itemsize)
     for name, out in rows.items():
         record[name] = out.data.ptr
-    parts = -(-call.k // SEGMENT)
-    cluster, shared = 1, parts * RECORD_BYTES
-    if maps and shared <= SHARED_BYTES and has_clusters():
-        cluster = cluster_size(call.k, x.itemsize)
-    if call.k <= SEGMENT or call.n_rows * cluster >= FEW_BLOCKS:
-        blocks = blocks_for(call.n_rows, team) * cluster
-        run.launch(softmax_name(dtype, level, writes), blocks, record, cluster, shared if cluster > 1 else 0)
+    level, dtype = softmax_level(call, rows), x.dtype.name
+    plain, writing = softmax_name(dtype, level, "NO_MAPS"), softmax_name(dtype, level, writes)
+    if _launch_whole_rows(run, writing, record, x.itemsize if maps else 0):
         return
-    record["parts"], record["mode"] = parts, PARTS_OF_ROWS
-    record["records"] = run.workspace(call.n_rows * parts * RECORD_BYTES, np.uint8).data.ptr
-    run.launch(softmax_name(dtype, level, "NO_MAPS"), call.n_rows * parts, record)
-    record["mode"] = FROM_PARTS
-    run.launch(softmax_name(dtype, level, "NO_MAPS"), call.n_rows * parts, record)
-    if maps:
+    _launch_parts(run, plain, record, gathers=1)
+    if maps:  # by themselves: they may be written over the label's logit, which the row's results need
         for name in rows:
             record[name] = 0
-        run.launch(softmax_name(dtype, level, writes), call.n_rows * parts, record)
+        run.launch(writing, call.n_rows * segments_of(call.k), record)
+
+
+def _launch_whole_rows(run: Execution, name: str, record: Any, read_again: int) -> bool:
+    """Launch a kernel that stands on segments.cuh, unless its rows are too few to keep a device busy, or too long for
+    their records; whether it did. What is read more than once has `read_again` bytes a class: there, blocks may share
+    a row."""
+    n, k, segments = run.call.n_rows, run.call.k, segments_of(run.call.k)
+    record["parts"] = 1
+    cluster = cluster_size(k, read_again) if read_again and has_clusters() else 1
+    shared = 2 * segments * RECORD_BYTES if segments > 1 else 0  # those of one sweep, and of the next
+    if segments > 1 and (n * cluster < FEW_BLOCKS or shared > SHARED_BYTES):
+        return False
+    run.launch(name, blocks_for(n, int(record["team"][0])) * cluster, record, cluster, shared)
+    return True
+
+
+def _launch_parts(run: Execution, name: str, record: Any, gathers: int) -> None:
+    """The same with a block for each segment: a launch for each sweep that gathers, and one for what comes of that."""
+    record["parts"] = parts = segments_of(run.call.k)
+    blocks = run.call.n_rows * parts
+    record["records"] = run.workspace(gathers * blocks * RECORD_BYTES, np.uint8).data.ptr
+    for mode in range(PARTS, PARTS + gathers + 1):
+        record["mode"] = mode
+        run.launch(name, blocks, record)
 
 
 # --- fast kernels of two operands: what they leave out as NaN is for the careful kernels -------------------
@@ -258,15 +270,16 @@ def is_narrow(*arrays: Any) -> bool:
     return arrays[0].itemsize < 8 and all(a is not None and a.dtype == arrays[0].dtype for a in arrays)
 
 
-def _two_operands(run: Execution, family: str, kernel: str, x: Any, y: Any, grad: Any = None) -> None:
-    """Launch a kernel of rows of two operands; `kernel` is its name but for dtype and maps."""
+def _two_operands(run: Execution, family: str, kernel: str, gathers: int, x: Any, y: Any, grad: Any = None) -> None:
+    """Launch a kernel of rows of two operands; `kernel` is its name but for dtype and maps, `gathers` counts the sweeps
+    that gather records."""
     call = run.call
     record = arguments(family)
     run.operand(record, "x", x)
     run.operand(record, "y", y)
     record["loss"] = run.losses_of_rows().data.ptr
     record["n"], record["k"], record["unit"] = call.n_rows, call.k, call.unit
-    record["team"] = team = team_size(call.k, x.itemsize)
+    record["team"] = team_size(call.k, x.itemsize)
     if family != "tables":
         inv_T = 1.0 / call.temperature
         with np.errstate(all="ignore"):
@@ -276,11 +289,12 @@ def _two_operands(run: Execution, family: str, kernel: str, x: Any, y: Any, grad
         run.gradient_factors(record, np.float32)
         run.output(record, "grad", grad)
     name = f"{kernel}_{x.dtype.name}" + ("" if grad is None else "_maps")
-    run.launch(name, blocks_for(call.n_rows, team), record)
+    if not _launch_whole_rows(run, name, record, 2 * x.itemsize if gathers > 1 else 0):
+        _launch_parts(run, name, record, gathers)
 
 
 def _tables(run: Execution, quantity: str) -> None:
-    _two_operands(run, "tables", f"table_{quantity}", run.call.x, run.call.y)
+    _two_operands(run, "tables", f"table_{quantity}", 1, run.call.x, run.call.y)
 
 
 def _soft_targets(run: Execution) -> bool:
@@ -293,7 +307,7 @@ def _soft_targets(run: Execution) -> bool:
     grad = call.maps.get("grad")
     if grad is not None and grad.dtype != call.x.dtype:
         return False
-    _two_operands(run, "soft_targets", "soft_target", call.x, call.y, grad)
+    _two_operands(run, "soft_targets", "soft_target", 1 if grad is None else 2, call.x, call.y, grad)
     return True
 
 
@@ -313,7 +327,7 @@ def _fast_divergence(run: Execution) -> bool:
         return False
     if grad is not None and grad.dtype != call.x.dtype:
         return False
-    _two_operands(run, "softmax_pairs", "softmax_pair" if kl else "softmax_js", call.x, call.y, grad)
+    _two_operands(run, "softmax_pairs", "softmax_pair" if kl else "softmax_js", 2, call.x, call.y, grad)
     return True
 
 

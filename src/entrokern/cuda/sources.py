@@ -19,6 +19,7 @@ from .structures import dtype_of
 
 BLOCK = 256  # threads of a block, as in common.cuh
 SEGMENT = 1 << 14  # classes of a segment, likewise
+RECORD_BYTES = 80  # of a segment's record, as in segments.cuh
 CHUNK = 4096  # elements of an item of elements.cu
 TOTALS_ROWS = 1 << 14  # rows of a block of totals.cu
 # Of a row that is read twice. An H100 has 264 blocks at work, and 50 MB of cache: half of that is what they may need.
@@ -27,11 +28,14 @@ MOST_OF_CLUSTER = 8  # blocks: more are not on every device
 
 # The files that a family stands on, in order.
 FAMILIES = {
-    "softmax": ("common.cuh", "records.cuh", "softmax.cu"),
+    "softmax": ("common.cuh", "segments.cuh", "records.cuh", "softmax.cu"),
     "distributions": ("common.cuh", "records.cuh", "careful.cuh", "distributions.cu"),
-    "soft_targets": ("common.cuh", "records.cuh", "twofold.cuh", "two_operands.cuh", "soft_targets.cu"),
-    "softmax_pairs": ("common.cuh", "twofold.cuh", "two_operands.cuh", "softmax_pairs.cu"),
-    "tables": ("common.cuh", "twofold.cuh", "tables.cu"),
+    "soft_targets": (
+        *("common.cuh", "segments.cuh", "records.cuh", "twofold.cuh", "two_operands.cuh"),
+        "soft_targets.cu",
+    ),
+    "softmax_pairs": ("common.cuh", "segments.cuh", "twofold.cuh", "two_operands.cuh", "softmax_pairs.cu"),
+    "tables": ("common.cuh", "segments.cuh", "twofold.cuh", "tables.cu"),
     "binary": ("common.cuh", "twofold.cuh", "binary.cu"),
     "elements": ("common.cuh", "careful.cuh", "elements.cu"),
     "totals": ("common.cuh", "careful.cuh", "totals.cu"),
@@ -116,10 +120,15 @@ def _kernels() -> list[Kernel]:
 KERNELS = {kernel.name: kernel for kernel in _kernels()}
 
 
-def cluster_size(k: int, itemsize: int) -> int:
-    """How many blocks share a row that is read twice: a power of two, for rows that must stay in cache until then."""
-    segments, blocks = -(-k // SEGMENT), 1
-    while blocks < MOST_OF_CLUSTER and 2 * blocks <= segments and k * itemsize > blocks * BYTES_OF_A_BLOCK:
+def segments_of(k: int) -> int:
+    return -(-k // SEGMENT)
+
+
+def cluster_size(k: int, size: int) -> int:
+    """How many blocks share a row that is read twice, of `size` bytes a class in all operands: a power of two, for
+    rows that must stay in cache until then."""
+    segments, blocks = segments_of(k), 1
+    while blocks < MOST_OF_CLUSTER and 2 * blocks <= segments and k * size > blocks * BYTES_OF_A_BLOCK:
         blocks *= 2
     return blocks
 

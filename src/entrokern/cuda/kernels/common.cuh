@@ -251,7 +251,7 @@ template <class T> D T *in_block(T *mine, int rank) {
 #elif defined(__CUDA_ARCH__)
 D int cluster_size() { return 1; }
 D int cluster_rank() { return 0; }
-D void cluster_barrier() {}
+D void cluster_barrier() { __syncthreads(); }
 template <class T> D T *in_block(T *mine, int) { return mine; }
 #endif
 #ifdef __CUDA_ARCH__

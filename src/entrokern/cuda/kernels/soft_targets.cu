@@ -9,9 +9,10 @@ struct Soft {
   Record<float> r;  // its gaps are Σ b·(top - x), its weights Σ b
   float scale;
 
-  D void begin() {
+  D void begin(float by) {
     r.m = r.top = limits<float>::lowest();
     r.S = r.n = r.gaps = r.weights = 0;
+    scale = by;
   }
 
   D void raise(float m) {
@@ -78,6 +79,11 @@ struct Largest {
   D Largest shuffled(int apart) const { return {from_lane(m, apart)}; }
 };
 
+// What an exponential of the row is of: e^(x - m), as powers of 2.
+struct Exponent {
+  float m, scale;
+};
+
 // e^(x - m), as how much more than 1 it is where it is near 1, with the digits that it has not itself.
 struct Exponential {
   float value;
@@ -94,14 +100,19 @@ D Exponential exponential_of(float gap, float scale) {
 struct Masses {
   enum { VALUES, CLOSE, MASS, GAPS };
   TwofoldSums<4> sums;
-  float m, scale, lowest;
+  float lowest;
 
-  template <int W, int N> D void operator()(const Places<W> &, float (&x)[N], float (&b)[N]) {
+  D void begin() {
+    sums.begin();
+    lowest = 0;
+  }
+
+  template <int N> D void add(const float (&x)[N], const float (&b)[N], const Exponent &exponent) {
     float values = 0, close = 0, gaps = 0;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const float gap = x[j] - m;
-      const Exponential e = exponential_of(gap, scale);
+      const float gap = x[j] - exponent.m;
+      const Exponential e = exponential_of(gap, exponent.scale);
       values += e.value;
       close += e.close ? 1.0f : 0.0f;
       gaps -= b[j] == 0 ? 0.0f : gap * b[j];
@@ -117,20 +128,21 @@ struct Masses {
     sums.join(other.sums);
     lowest = smaller(lowest, other.lowest);
   }
-  D Masses shuffled(int apart) const { return {sums.shuffled(apart), m, scale, from_lane(lowest, apart)}; }
+  D Masses shuffled(int apart) const { return {sums.shuffled(apart), from_lane(lowest, apart)}; }
 };
 
 // factor·(A·e^z - b·Z) for a factor that has been divided by Z: what is left of numbers near each other is rounded once.
 template <class T> struct Slopes {
   MapWriter<T> out;
-  float m, scale, factor;
+  Exponent exponent;
+  float factor;
   Twofold A, Z;
 
   template <int W, int N> D void operator()(const Places<W> &places, float (&x)[N], float (&b)[N]) {
     float g[N];
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const Exponential e = exponential_of(x[j] - m, scale);
+      const Exponential e = exponential_of(x[j] - exponent.m, exponent.scale);
       const float high = fmaf(-b[j], Z.high, e.close ? A.high : 0.0f), low = fmaf(-b[j], Z.low, e.close ? A.low : 0.0f);
       g[j] = (high + fmaf(A.high, e.value, low)) * factor;
     }
@@ -140,67 +152,78 @@ template <class T> struct Slopes {
 
 template <class T> D void soft_target_rows_and_maps(const Arguments &a) {
   const float lowest = -limits<float>::inf();
-  for (const auto [team, row, real] : Rows(a.n, a.team)) {
+  Segments<2, true, Arguments> segments(a);
+  for (const auto turn : segments.rows()) {
+    segments.turn_to(turn);
+    const Team &team = segments.team;
+    const i64 row = segments.row;
     const T *x = (const T *)a.x.data + row_start(a.x, row), *y = (const T *)a.y.data + row_start(a.y, row);
-    Largest largest = {limits<float>::lowest()};
-    sweep(a.x, x, 0, a.k, a.k, team, largest);
-    const float m = joined_by(team, largest).m;
+    const auto largest = [&](i64 low, i64 high) {
+      Largest part = {limits<float>::lowest()};
+      sweep(a.x, x, low, high, a.k, team, part);
+      return part;
+    };
+    Largest of_all;
+    if (!segments.gather<0>(of_all, largest)) continue;
+    const Exponent exponent = {of_all.m, a.scale};
+    const auto summed = [&](i64 low, i64 high) {
+      Adding<Masses, Exponent> part = {{}, exponent};
+      part.r.begin();
+      sweep_pairs(a.x, x, a.y, y, low, high, a.k, team, lowest, 0, part);
+      return part.r;
+    };
     Masses masses;
-    masses.sums.begin();
-    masses.m = m;
-    masses.scale = a.scale;
-    masses.lowest = 0;
-    sweep_pairs(a.x, x, a.y, y, 0, a.k, a.k, team, lowest, 0, masses);
-    masses = joined_by(team, masses);
+    if (!segments.gather<1>(masses, summed)) continue;
     const Twofold &values = masses.sums.sum[Masses::VALUES], &A = masses.sums.sum[Masses::MASS];
     const Twofold &gaps = masses.sums.sum[Masses::GAPS];
     Twofold S = masses.sums.sum[Masses::CLOSE];
-    const bool ordinary = S.high > 0 && is_finite(m) && masses.lowest >= 0;
+    const bool ordinary = S.high > 0 && is_finite(exponent.m) && masses.lowest >= 0;
     S.add(-1.0f);  // the largest itself
     S.add(values.high);
     S.low += values.low;
     const float L = log1p_of(S.value());
     const float loss = ordinary ? or_left((A.value() * L + gaps.value() * a.inv_T) * a.unit) : limits<float>::nan();
-    if (real && team.lane == 0) a.loss[row] = loss;
+    if (segments.leads()) a.loss[row] = loss;
     const float f = factor_of(a, row);
-    if (!real || (loss != loss && f != 0)) continue;
+    if (!segments.real() || (loss != loss && f != 0)) continue;
     Slopes<T> slopes;
     slopes.out = writer_of(a.grad, row, a.k, x, side_by_side(a.x, x, a.y, y, a.k));
-    if (f == 0) {
-      fill_zero(slopes.out, team);
-      continue;
-    }
-    slopes.m = m;
-    slopes.scale = a.scale;
+    slopes.exponent = exponent;
     slopes.A = A;
     slopes.Z = exact_sum(1.0f, S.high);
     slopes.Z.low += S.low;
     slopes.factor = f / slopes.Z.value();
-    sweep_pairs(a.x, x, a.y, y, 0, a.k, a.k, team, lowest, 0, slopes);
+    segments.write([&](i64 low, i64 high, int) {
+      if (f == 0) {
+        fill_zero(slopes.out, low, high, team);
+      } else {
+        sweep_pairs(a.x, x, a.y, y, low, high, a.k, team, lowest, 0, slopes);
+      }
+    });
   }
 }
 
 // --- without -----------------------------------------------------------------------------------------------
 
 template <class T> D void soft_target_rows(const Arguments &a) {
-  for (const auto [team, row, real] : Rows(a.n, a.team)) {
+  Segments<1, false, Arguments> segments(a);
+  for (const auto turn : segments.rows()) {
+    segments.turn_to(turn);
+    const Team &team = segments.team;
+    const i64 row = segments.row;
     const T *x = (const T *)a.x.data + row_start(a.x, row), *y = (const T *)a.y.data + row_start(a.y, row);
-    Soft soft, all;
-    soft.scale = a.scale;
-    for (i64 low = 0; low < a.k; low += SEGMENT) {
-      soft.begin();
-      sweep_pairs(a.x, x, a.y, y, low, segment_end(low, a.k), a.k, team, -limits<float>::inf(), 0, soft);
-      const Soft one = joined_by(team, soft);
-      if (low == 0) {
-        all = one;
-      } else {
-        all.join(one);
-      }
-    }
+    const auto gathered = [&](i64 low, i64 high) {
+      Soft part;
+      part.begin(a.scale);
+      sweep_pairs(a.x, x, a.y, y, low, high, a.k, team, -limits<float>::inf(), 0, part);
+      return part;
+    };
+    Soft all;
+    if (!segments.gather<0>(all, gathered)) continue;
     const Record<float> &r = all.r;
     const bool ordinary = r.n > 0 && is_finite(r.m);
     const float L = log1p_of(r.S + (r.n - 1));
     const float loss = ordinary ? or_left((r.weights * L + r.gaps * a.inv_T) * a.unit) : limits<float>::nan();
-    if (real && team.lane == 0) a.loss[row] = loss;
+    if (segments.leads()) a.loss[row] = loss;
   }
 }

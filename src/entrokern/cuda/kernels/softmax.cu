@@ -5,14 +5,13 @@
 enum { INV_T, SCALE, UNIT, SMOOTHING, Z_LOSS, CAP, FACTOR, INV_CAP, Z_SLOPE, SOFT, OWN, SOFT_LOW, OWN_LOW };
 enum { NO_MAPS, GRADIENTS, DISTRIBUTIONS };  // what a kernel can write beside row results
 enum { ENTROPY_GRADIENT, SOFTMAX, LOG_SOFTMAX };  // the distributions
-enum { WHOLE_ROWS, PARTS_OF_ROWS, FROM_PARTS };  // what a team works on; a row's parts are its segments
 
 struct Arguments {
   Operand x, labels, map, hess;
   const void *class_weight, *row_factors, *map_scale;  // of the compute type; null: none
   void *loss, *lse, *log_prob, *entropy, *max_prob, *max, *log_Z;  // of the compute type; null: not wanted
   i64 *argmax, *rank;
-  void *records;  // of the parts of rows
+  void *records;  // of segments
   i64 n, k, ignore_index;
   int team, mode, parts, has_labels, has_ignored, map_kind;
   double options64[13];
@@ -262,81 +261,36 @@ template <class T> D bool lies_like(const Operand &out, const T *x, i64 start) {
   return out.class_stride == 1 && !is_wide<T>(out) && (((u64)x ^ (u64)((const T *)out.data + start)) & 15) == 0;
 }
 
-D int segments_of(const Arguments &a) { return (int)((a.k + SEGMENT - 1) / SEGMENT); }
-
-// The segments that a team does of a row: each `step`-th, from `first` on. Worked out anew for each sweep, it takes no
-// registers beyond it.
-struct Share {
-  int first, end, step;
-
-  D int last() const { return end - 1 - (end - 1 - first) % step; }
-};
-
-template <bool IN_CLUSTERS> D Share share_of(const Arguments &a, i64 part) {
-  if (a.mode != WHOLE_ROWS) return {(int)part, (int)part + 1, 1};
-  return {IN_CLUSTERS ? cluster_rank() : 0, segments_of(a), IN_CLUSTERS ? cluster_size() : 1};
-}
-
-// Records of a row's segments, joined in their order: a row has the same bits whoever gathered them.
-template <int LEVEL, class C> D Joined<LEVEL, C> in_order(const Record<C> *records, int n, C scale) {
-  Joined<LEVEL, C> all = {records[0], scale};
-  for (int i = 1; i < n; ++i) all.join({records[i], scale});
-  return all;
-}
-
 template <class T, int LEVEL, int MAPS> D void softmax_rows(const Arguments &a) {
   typedef typename compute<T>::type C;
-  // What is read twice, a cluster of blocks may share: then fewer rows are under way at a time, few enough for the cache.
-  const bool CLUSTERS = MAPS != NO_MAPS;
-  DYNAMIC_SHARED(dynamic);
   Gather<LEVEL, C> gather;
   gather.scaling = {option(a, SCALE, C()), option(a, INV_T, C()), (LEVEL & OPTIONS) ? option(a, CAP, C()) : (C)0, option(a, INV_CAP, C())};
   gather.class_weight = (const C *)a.class_weight;
   gather.smoothed = option(a, SMOOTHING, C()) > 0;
   gather.k = a.k;
-  for (const auto [team, item, real] : Rows(a.n * a.parts, a.team, CLUSTERS)) {
-    const i64 row = a.parts > 1 ? item / a.parts : item, part = item - row * a.parts;
+  const bool READ_AGAIN = MAPS != NO_MAPS;
+  Segments<1, READ_AGAIN, Arguments> segments(a);
+  for (const auto turn : segments.rows()) {
+    segments.turn_to(turn);
+    const Team &team = segments.team;
+    const i64 row = segments.row;
     const T *x = (const T *)a.x.data + row_start(a.x, row);
     const Label<C> y = label_of<T, C>(a, x, row);
     gather.y = gather.scaling.limited(y.logit);
-    const bool shared = CLUSTERS && cluster_size() > 1;
-    Record<C> *records = shared ? (Record<C> *)dynamic : (Record<C> *)a.records + row * a.parts;
-    const C scale = gather.scaling.scale;
     Joined<LEVEL, C> all;
-    all.scale = scale;
-    if (shared) cluster_barrier();  // all have begun, and have read the records of the row before
-    if (a.mode != FROM_PARTS) {
-      const Share share = share_of<CLUSTERS>(a, part);
-      for (int s = share.first; s < share.end; s += share.step) {
-        gather.begin();
-        sweep(a.x, x, (i64)s * SEGMENT, segment_end((i64)s * SEGMENT, a.k), a.k, team, gather);
-        const Joined<LEVEL, C> one = joined_by(team, Joined<LEVEL, C>{gather.r, scale});
-        if (shared) {
-          if (team.lane < cluster_size()) in_block(records, team.lane)[s] = one.r;
-        } else if (s == share.first) {
-          all = one;
-        } else {
-          all.join(one);
-        }
-      }
-    }
-    if (shared) cluster_barrier();  // all records are there
-    if (shared || a.mode == FROM_PARTS) all = in_order<LEVEL>(records, segments_of(a), scale);
-    if (a.mode == PARTS_OF_ROWS) {
-      if (real && team.lane == 0) records[part] = all.r;
-      continue;
-    }
-    if (real && team.lane == 0 && part == 0 && (!shared || cluster_rank() == 0)) finish<LEVEL>(a, row, all.r, y, gather.scaling);
-    if (MAPS != NO_MAPS && real) {
+    const auto gathered = [&](i64 low, i64 high) -> Joined<LEVEL, C> {
+      gather.begin();
+      sweep(a.x, x, low, high, a.k, team, gather);
+      return {gather.r, gather.scaling.scale};
+    };
+    if (!segments.template gather<0>(all, gathered)) continue;
+    if (segments.leads()) finish<LEVEL>(a, row, all.r, y, gather.scaling);
+    if (MAPS != NO_MAPS && segments.real()) {
       const RowMap<C> p = map_of<LEVEL, MAPS>(a, row, all.r, y, gather.scaling);
       const i64 map_start = row_start(a.map, row), hess_start = row_start(a.hess, row);
       const bool vectors = in_line<T>(a.x, a.k) && lies_like(a.map, x, map_start) && lies_like(a.hess, x, hess_start);
       Write<T, LEVEL, MAPS, C> write = {a, p, map_start, hess_start, a.k, vectors};
-      // The other way round: what was read last is still in cache.
-      const Share share = share_of<CLUSTERS>(a, part);
-      for (int s = share.last(); s >= share.first; s -= share.step) {
-        sweep(a.x, x, (i64)s * SEGMENT, segment_end((i64)s * SEGMENT, a.k), a.k, team, write);
-      }
+      segments.write([&](i64 low, i64 high, int) { sweep(a.x, x, low, high, a.k, team, write); });
     }
   }
 }

@@ -44,9 +44,10 @@ struct Normalisers {
     q.add(b, scale);
   }
 
-  D void begin() {
+  D void begin(float by) {
     p.begin();
     q.begin();
+    scale = by;
   }
   D void join(const Normalisers &other) {
     p.join(other.p, scale);
@@ -83,14 +84,13 @@ template <int QUANTITY, bool MAPS> struct Terms {
   enum { TERMS, OTHER };
   TwofoldSums<2> sums;
   float farthest;  // |δ|
-  Comparison pair;
 
   D void begin() {
     sums.begin();
     farthest = 0;
   }
 
-  template <int W, int N> D void operator()(const Places<W> &, float (&a)[N], float (&b)[N]) {
+  template <int N> D void add(const float (&a)[N], const float (&b)[N], const Comparison &pair) {
     float terms = 0, other = 0;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
@@ -118,7 +118,7 @@ template <int QUANTITY, bool MAPS> struct Terms {
     sums.join(other.sums);
     farthest = larger(farthest, other.farthest);
   }
-  D Terms shuffled(int apart) const { return {sums.shuffled(apart), from_lane(farthest, apart), pair}; }
+  D Terms shuffled(int apart) const { return {sums.shuffled(apart), from_lane(farthest, apart)}; }
 };
 
 // (q·error - (p - q))·factor, by p - q: p·error·factor - (p - q)·(1 + error)·factor
@@ -142,22 +142,30 @@ template <class T> struct Slopes {
 
 template <class T, int QUANTITY, bool MAPS> D void softmax_pair_rows(const Arguments &a) {
   const float lowest = -limits<float>::inf();
-  for (const auto [team, row, real] : Rows(a.n, a.team)) {
+  Segments<2, true, Arguments> segments(a);
+  for (const auto turn : segments.rows()) {
+    segments.turn_to(turn);
+    const Team &team = segments.team;
+    const i64 row = segments.row;
     const T *x = (const T *)a.x.data + row_start(a.x, row), *y = (const T *)a.y.data + row_start(a.y, row);
-    Normalisers part, all;
-    part.scale = all.scale = a.scale;
-    all.begin();
-    for (i64 low = 0; low < a.k; low += SEGMENT) {
-      part.begin();
-      sweep_pairs(a.x, x, a.y, y, low, segment_end(low, a.k), a.k, team, lowest, lowest, part);
-      all.join(joined_by(team, part));
-    }
+    const auto normalisers = [&](i64 low, i64 high) {
+      Normalisers part;
+      part.begin(a.scale);
+      sweep_pairs(a.x, x, a.y, y, low, high, a.k, team, lowest, lowest, part);
+      return part;
+    };
+    Normalisers all;
+    if (!segments.gather<0>(all, normalisers)) continue;
     const Normaliser &p = all.p, &q = all.q;
+    const Comparison pair = {p.m, q.m, a.scale, log2f(p.Z / q.Z)};
+    const auto compared = [&](i64 low, i64 high) {
+      Adding<Terms<QUANTITY, MAPS>, Comparison> part = {{}, pair};
+      part.r.begin();
+      sweep_pairs(a.x, x, a.y, y, low, high, a.k, team, lowest, lowest, part);
+      return part.r;
+    };
     Terms<QUANTITY, MAPS> terms;
-    terms.begin();
-    terms.pair = {p.m, q.m, a.scale, log2f(p.Z / q.Z)};
-    sweep_pairs(a.x, x, a.y, y, 0, a.k, a.k, team, lowest, lowest, terms);
-    terms = joined_by(team, terms);
+    if (!segments.gather<1>(terms, compared)) continue;
     // Were δ right, Σ (p - q) would be 0: the error of the shift makes it that, and adds half its square to the terms, of
     // JS a quarter of that.
     const float rough = terms.sums.sum[0].value() / p.Z, other = terms.sums.sum[1].value() / p.Z;
@@ -168,19 +176,21 @@ template <class T, int QUANTITY, bool MAPS> D void softmax_pair_rows(const Argum
     const bool small = terms.farthest > 0 && total < least;
     const bool ordinary = p.ordinary() && q.ordinary() && added <= 0.5f * rough && !small;
     const float loss = ordinary ? or_left(total * a.unit) : limits<float>::nan();
-    if (real && team.lane == 0) a.loss[row] = loss;
+    if (segments.leads()) a.loss[row] = loss;
     if (!MAPS) continue;
     const float f = factor_of(a, row);
-    if (!real || (loss != loss && f != 0)) continue;
+    if (!segments.real() || (loss != loss && f != 0)) continue;
     Slopes<T> slopes;
     slopes.out = writer_of(a.grad, row, a.k, x, side_by_side(a.x, x, a.y, y, a.k));
-    if (f == 0) {
-      fill_zero(slopes.out, team);
-      continue;
-    }
-    slopes.pair = terms.pair;
+    slopes.pair = pair;
     slopes.by_p = error * (f / p.Z);
     slopes.by_difference = (1 + error) * (f / p.Z);
-    sweep_pairs(a.x, x, a.y, y, 0, a.k, a.k, team, lowest, lowest, slopes);
+    segments.write([&](i64 low, i64 high, int) {
+      if (f == 0) {
+        fill_zero(slopes.out, low, high, team);
+      } else {
+        sweep_pairs(a.x, x, a.y, y, low, high, a.k, team, lowest, lowest, slopes);
+      }
+    });
   }
 }

@@ -6,8 +6,9 @@
 struct Arguments {
   Operand x, y;
   float *loss;
+  void *records;  // of segments
   i64 n, k;
-  int team;
+  int team, mode, parts;
   float unit;
 };
 
@@ -66,26 +67,32 @@ template <int QUANTITY> struct Gathered {
 };
 
 template <class T, int QUANTITY> D void table_rows(const Arguments &a) {
-  for (const auto [team, row, real] : Rows(a.n, a.team)) {
+  Segments<1, false, Arguments> segments(a);
+  for (const auto turn : segments.rows()) {
+    segments.turn_to(turn);
+    const Team &team = segments.team;
+    const i64 row = segments.row;
     const T *x = (const T *)a.x.data + row_start(a.x, row);
-    Gathered<QUANTITY> gathered;
-    gathered.begin();
-    if (QUANTITY == ENTROPY) {
-      if (in_line<T>(a.x, a.k)) {
-        sweep_line(x, 0, a.k, team, gathered);
+    const auto sums_of = [&](i64 low, i64 high) {
+      Gathered<QUANTITY> part;
+      part.begin();
+      if (QUANTITY != ENTROPY) {
+        const T *y = (const T *)a.y.data + row_start(a.y, row);
+        sweep_pairs(a.x, x, a.y, y, low, high, a.k, team, 0, 0, part);
+      } else if (in_line<T>(a.x, a.k)) {
+        sweep_line(x, low, high, team, part);
       } else {
         // Beyond the last class there are zeros: -inf would be strange.
-        for (i64 c = team.lane; c < a.k; c += team.size) {
+        for (i64 c = low + team.lane; c < high; c += team.size) {
           float one[1] = {widened(x[c * a.x.class_stride])};
-          gathered(Places<1>{c, 0}, one);
+          part(Places<1>{c, 0}, one);
         }
       }
-    } else {
-      const T *y = (const T *)a.y.data + row_start(a.y, row);
-      sweep_pairs(a.x, x, a.y, y, 0, a.k, a.k, team, 0, 0, gathered);
-    }
-    if (!gathered.ordinary()) gathered.sums.sum[0].high = limits<float>::nan();
-    const TwofoldSums<2> sums = joined_by(team, gathered.sums);
+      if (!part.ordinary()) part.sums.sum[0].high = limits<float>::nan();
+      return part.sums;
+    };
+    TwofoldSums<2> sums;
+    if (!segments.gather<0>(sums, sums_of)) continue;
     Twofold total = sums.sum[0];
     if (QUANTITY == KL) {
       total.add(sums.sum[1].high);
@@ -95,6 +102,6 @@ template <class T, int QUANTITY> D void table_rows(const Arguments &a) {
     // So small that subnormal numbers, which the terms know little of, might matter: for the careful kernels too. (Each
     // may have cost 2^-126·log(2^126).)
     const bool doubtful = loss != 0 && magnitude(loss) < 8.47032947e-22f;
-    if (real && team.lane == 0) a.loss[row] = doubtful ? limits<float>::nan() : or_left(loss * a.unit);
+    if (segments.leads()) a.loss[row] = doubtful ? limits<float>::nan() : or_left(loss * a.unit);
   }
 }

@@ -4,8 +4,9 @@ struct Arguments {
   Operand x, y, grad;
   const float *row_factors, *map_scale;  // null: none
   float *loss;
+  void *records;  // of segments
   i64 n, k;
-  int team;
+  int team, mode, parts;
   float inv_T, scale, unit, factor;  // scale = log2(e)/T, factor = unit·map_scale/T
 };
 
@@ -16,6 +17,6 @@ D float factor_of(const Arguments &a, i64 row) {
   return a.row_factors ? f * a.row_factors[row] : f;
 }
 
-template <class T> D void fill_zero(const MapWriter<T> &out, const Team &team) {
-  for (i64 c = team.lane; c < out.high; c += team.size) narrow(0.0f, out.row[c * out.stride]);
+template <class T> D void fill_zero(const MapWriter<T> &out, i64 low, i64 high, const Team &team) {
+  for (i64 c = low + team.lane; c < high; c += team.size) narrow(0.0f, out.row[c * out.stride]);
 }

@@ -101,9 +101,11 @@ D void sweep_lines(const T *a, const T *b, i64 low, i64 high, const Team &team, 
       ua[j] = coming_a[j];
       ub[j] = coming_b[j];
     }
-    if (i + step < last) {
-      load_vectors(va + i + step, team.size, coming_a);
-      load_vectors(vb + i + step, team.size, coming_b);
+    const bool more = i + step < last;
+#pragma unroll
+    for (int j = 0; j < PAIRS; ++j) {  // each if there is more: a branch around all of them would cost moves
+      if (more) coming_a[j] = va[i + step + j * team.size];
+      if (more) coming_b[j] = vb[i + step + j * team.size];
     }
 #pragma unroll
     for (int j = 0; j < PAIRS; j += GROUP) {
@@ -146,6 +148,14 @@ D void sweep_pairs(const Operand &x, const T *a, const Operand &y, const T *b, i
     visit(places, p, q);
   }
 }
+
+// Visits for a record that does not keep what is `known` of the row.
+template <class Record, class Known> struct Adding {
+  Record r;
+  const Known &known;
+
+  template <int W, int N> D void operator()(const Places<W> &, const float (&a)[N], const float (&b)[N]) { r.add(a, b, known); }
+};
 
 // --- rows of results --------------------------------------------------------------------------------------
 
