@@ -165,7 +165,7 @@ def _coefficients() -> str:
 
     wide, narrow = (
         ("ATANH_TAIL", "EXPM1_TAIL"),
-        ("EXPM1_TAIL_F32", "EXP2_TAIL_F32", "ATANH_FIFTH_F32", "LOG1P_F32", "HALF_TANH", "EVEN_JS"),
+        ("EXP2_TAIL_F32", "ATANH_FIFTH_F32", "LOG1P_F32", "HALF_TANH", "EVEN_JS"),
     )
     return "\n".join([defined(name, False) for name in wide] + [defined(name, True) for name in narrow])
 

@@ -109,14 +109,16 @@ template <int N> D float polynomial(float x, const float (&c)[N]) {
   return r;
 }
 
-// (e^-d - 1 + d)/d² for |d| <= 1
-D float expm1_tail(float d) {
-  const float c[] = {EXPM1_TAIL_F32};
+#define LN2 0.693147181f
+
+// (2^-d - 1 + d·log 2)/d² for |d| <= 1
+D float exp2_tail(float d) {
+  const float c[] = {EXP2_TAIL_F32};
   return polynomial(d, c);
 }
 
-// e^u - 1 for -1 <= u <= 0, with the digits that e^u has not
-D float excess_of(float u) { return u + u * u * expm1_tail(-u); }
+// 2^t - 1 for -1 <= t <= 0, with the digits that 2^t has not
+D float excess_of(float t) { return t * fmaf(t, exp2_tail(-t), LN2); }
 
 // --- vectors: 16 bytes of numbers -------------------------------------------------------------------
 

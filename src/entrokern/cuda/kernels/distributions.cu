@@ -36,7 +36,7 @@ struct Distribution {
 
 // A row's largest logit and log Z; a row without a finite maximum has no softmax: everything is NaN.
 D Distribution distribution(const Operand &o, i64 row, int form, double T, double cap, i64 k, const Team &team) {
-  Distribution d = {o, row_start(o, row), form, 1 / T, {1.4426950408889634 / T, 1 / T, cap, cap == 0 ? 0.0 : 1 / cap}, 0, 0, 0, 1, 0};
+  Distribution d = {o, row_start(o, row), form, 1 / T, {1.4426950408889634 / T, cap, cap == 0 ? 0.0 : 1 / cap}, 0, 0, 0, 1, 0};
   if (form != LOGITS) return d;
   Gather<OPTIONS, double> gather;
   gather.scaling = d.scaling;

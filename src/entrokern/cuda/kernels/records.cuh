@@ -5,7 +5,7 @@
 
 // e^z by z - m, for the numbers of a row
 template <class C> struct Scaling {
-  C scale, inv_T, cap, inv_cap;
+  C scale, cap, inv_cap;
 
   // What the loss is of, but for the temperature: c·tanh(x/c), where -inf stays what it is.
   D C shown(C x) const { return cap == 0 || x == -limits<C>::inf() ? x : product(cap, tanh_of(x * inv_cap)); }
@@ -38,18 +38,17 @@ template <class C> struct Record {
 // How much of a row is gathered: its record; entropy, largest and rank beside; what options may ask for; both.
 enum { PLAIN, FULL, OPTIONS, ANY = FULL | OPTIONS };
 
-// With options e^z is kept by whether it is near 1: then 1 is counted, in n, and the rest, e^z - 1, is what S sums. Z = S + n
+// With options e^z, of t = log2 of it, is kept by whether it is near 1: then 1 is counted, in n, and the rest, e^z - 1, is what S sums. Z = S + n
 // and S + n - 1 stay what they were, but of a gradient pull·p - b, of which next to nothing is left where a row's logits are
 // nearly equal, the digits are here: what cancels are the counts, and those are exact. float64 has digits to spare, and
 // counts only what is equal to the largest.
-D float excess_or_exp(float d, const Scaling<float> &scaling, bool &counted) {
-  const float u = d * scaling.inv_T;
-  counted = u >= -1.0f;
-  return counted ? excess_of(u) : exp2_of(d * scaling.scale);
+D float excess_or_exp(float t, bool &counted) {
+  counted = t >= -1.0f;
+  return counted ? excess_of(t) : exp2_of(t);
 }
-D double excess_or_exp(double d, const Scaling<double> &scaling, bool &counted) {
-  counted = d == 0;
-  return counted ? 0.0 : exp2_of(d * scaling.scale);
+D double excess_or_exp(double t, bool &counted) {
+  counted = t == 0;
+  return counted ? 0.0 : exp2_of(t);
 }
 
 // What a record adds to S and n of one whose largest logit is larger, by t = log2 of its own e^z there: it times f = 2^t.
@@ -62,8 +61,8 @@ template <class C> D Lowered<C> lowered(const Record<C> &r, C t, bool tie) {
 }
 // Its count is kept as long as that is not mostly what the sum takes back.
 D Lowered<float> lowered_by_count(const Record<float> &r, float t) {
-  const float Z = r.S + r.n, x = excess_of(t * 0.693147181f), S = fmaf(Z, x, r.S);
-  if (t >= -1.44269504f && r.n + S >= 0.5f * r.n) return {S, r.n, 1 + x};
+  const float Z = r.S + r.n, x = excess_of(t), S = fmaf(Z, x, r.S);
+  if (t >= -1.0f && r.n + S >= 0.5f * r.n) return {S, r.n, 1 + x};
   return lowered(r, t, false);
 }
 D Lowered<double> lowered_by_count(const Record<double> &r, double t) { return lowered(r, t, t == 0); }
@@ -167,7 +166,7 @@ template <int LEVEL, class C> struct Gather {
       bool counted = v[j] == r.m;  // not of NaN
       C e;
       if (LEVEL & OPTIONS) {
-        const C x = excess_or_exp(counted ? (C)0 : d[j], scaling, counted);
+        const C x = excess_or_exp(counted ? (C)0 : t, counted);
         sum += x;
         e = counted ? 1 + x : x;
       } else {

@@ -84,21 +84,9 @@ struct Exponent {
   float m, scale;
 };
 
-// e^(x - m), as how much more than 1 it is where it is near 1, with the digits that it has not itself.
-struct Exponential {
-  float value;
-  bool close;
-};
-
-D Exponential exponential_of(float gap, float scale) {
-  const float t = gap * scale;
-  const bool close = t >= -1.0f;
-  return {close ? t * fmaf(t, exp2_tail(-t), LN2) : exp2_of(t), close};
-}
-
-// With the largest logit known: Σ b, Σ b·(m - x), and Σ e^z as the values of the exponentials and how many are close.
+// With the largest logit known: Σ b, Σ b·(m - x), and Σ e^z as records keep it with options: how many are near 1, and the rest.
 struct Masses {
-  enum { VALUES, CLOSE, MASS, GAPS };
+  enum { REST, COUNTED, MASS, GAPS };
   TwofoldSums<4> sums;
   float lowest;
 
@@ -108,19 +96,19 @@ struct Masses {
   }
 
   template <int N> D void add(const float (&x)[N], const float (&b)[N], const Exponent &exponent) {
-    float values = 0, close = 0, gaps = 0;
+    float rest = 0, n = 0, gaps = 0;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       const float gap = x[j] - exponent.m;
-      const Exponential e = exponential_of(gap, exponent.scale);
-      values += e.value;
-      close += e.close ? 1.0f : 0.0f;
+      bool counted;
+      rest += excess_or_exp(gap * exponent.scale, counted);
+      n += counted ? 1.0f : 0.0f;
       gaps -= b[j] == 0 ? 0.0f : gap * b[j];
       lowest = smaller(lowest, b[j]);  // a NaN will be seen in the mass
       sums.sum[MASS].add(b[j]);
     }
-    sums.sum[VALUES].add(values);
-    sums.sum[CLOSE].high += close;
+    sums.sum[REST].add(rest);
+    sums.sum[COUNTED].high += n;
     sums.sum[GAPS].add(gaps);
   }
 
@@ -142,9 +130,10 @@ template <class T> struct Slopes {
     float g[N];
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const Exponential e = exponential_of(x[j] - exponent.m, exponent.scale);
-      const float high = fmaf(-b[j], Z.high, e.close ? A.high : 0.0f), low = fmaf(-b[j], Z.low, e.close ? A.low : 0.0f);
-      g[j] = (high + fmaf(A.high, e.value, low)) * factor;
+      bool counted;
+      const float e = excess_or_exp((x[j] - exponent.m) * exponent.scale, counted);
+      const float high = fmaf(-b[j], Z.high, counted ? A.high : 0.0f), low = fmaf(-b[j], Z.low, counted ? A.low : 0.0f);
+      g[j] = (high + fmaf(A.high, e, low)) * factor;
     }
     out.put(places, g);
   }
@@ -174,13 +163,13 @@ template <class T> D void soft_target_rows_and_maps(const Arguments &a) {
     };
     Masses masses;
     if (!segments.gather<1>(masses, summed)) continue;
-    const Twofold &values = masses.sums.sum[Masses::VALUES], &A = masses.sums.sum[Masses::MASS];
+    const Twofold &rest = masses.sums.sum[Masses::REST], &A = masses.sums.sum[Masses::MASS];
     const Twofold &gaps = masses.sums.sum[Masses::GAPS];
-    Twofold S = masses.sums.sum[Masses::CLOSE];
+    Twofold S = masses.sums.sum[Masses::COUNTED];
     const bool ordinary = S.high > 0 && is_finite(exponent.m) && masses.lowest >= 0;
     S.add(-1.0f);  // the largest itself
-    S.add(values.high);
-    S.low += values.low;
+    S.add(rest.high);
+    S.low += rest.low;
     const float L = log1p_of(S.value());
     const float loss = ordinary ? or_left((A.value() * L + gaps.value() * a.inv_T) * a.unit) : limits<float>::nan();
     if (segments.leads()) a.loss[row] = loss;

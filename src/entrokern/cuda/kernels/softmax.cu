@@ -125,7 +125,7 @@ template <class C> D void set_pulls(const Arguments &a, const Record<C> &r, cons
   p.others = beside_x(p, soft, soft_low, false);
   const C z = p.scaling.shown(y.logit);
   bool counted;
-  const C x = excess_or_exp(z - p.m, p.scaling, counted);
+  const C x = excess_or_exp((z - p.m) * p.scale, counted);
   p.own = (p.pull * x + beside_x(p, own, own_low, counted)) * p.factor * p.scaling.slope(y.logit, z);
 }
 
@@ -168,7 +168,7 @@ template <class C> D C gradient_value(const RowMap<C> &p, C v, bool of_label) {
 template <class C> D C optional_gradient_value(const RowMap<C> &p, C v, bool of_label, C soft) {
   const C z = p.scaling.shown(v);
   bool counted;
-  const C x = excess_or_exp(z - p.m, p.scaling, counted);
+  const C x = excess_or_exp((z - p.m) * p.scale, counted);
   const C beside = p.weighs ? beside_x(p, soft, (C)0, counted) : counted ? p.counted : p.others;
   return of_label ? p.own : (p.pull * x + beside) * p.factor * p.scaling.slope(v, z);
 }
@@ -180,7 +180,7 @@ template <class C> D C hessian_value(const RowMap<C> &p, C v) {
 
 template <class C> D C optional_hessian_value(const RowMap<C> &p, C v) {
   bool counted;
-  const C x = excess_or_exp(v - p.m, p.scaling, counted);
+  const C x = excess_or_exp((v - p.m) * p.scale, counted);
   return (counted ? 1 + x : x) * ((counted ? p.n - 1 : p.n) + (p.S - x)) * p.slope;
 }
 
@@ -264,7 +264,7 @@ template <class T> D bool lies_like(const Operand &out, const T *x, i64 start) {
 template <class T, int LEVEL, int MAPS> D void softmax_rows(const Arguments &a) {
   typedef typename compute<T>::type C;
   Gather<LEVEL, C> gather;
-  gather.scaling = {option(a, SCALE, C()), option(a, INV_T, C()), (LEVEL & OPTIONS) ? option(a, CAP, C()) : (C)0, option(a, INV_CAP, C())};
+  gather.scaling = {option(a, SCALE, C()), (LEVEL & OPTIONS) ? option(a, CAP, C()) : (C)0, option(a, INV_CAP, C())};
   gather.class_weight = (const C *)a.class_weight;
   gather.smoothed = option(a, SMOOTHING, C()) > 0;
   gather.k = a.k;

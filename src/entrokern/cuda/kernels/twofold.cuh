@@ -48,14 +48,6 @@ template <int N> struct TwofoldSums {
 
 // --- terms in float32 -----------------------------------------------------------------------------------
 
-#define LN2 0.693147181f
-
-// (2^-d - 1 + d·log 2)/d² for |d| <= 1
-D float exp2_tail(float d) {
-  const float c[] = {EXP2_TAIL_F32};
-  return polynomial(d, c);
-}
-
 enum { ENTROPY, KL, JS };  // JS of equal weights
 
 // (p+q)/4·[(1+t)·log(1+t) + (1-t)·log(1-t)] with t = |p-q|/(p+q): by its series where t is small and the logarithms cancel
