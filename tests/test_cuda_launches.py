@@ -228,6 +228,18 @@ def test_launches_with_weights_are_repeated_with_those_given(
         WEIGHED[what](*calls[0][:2], calls[0][2][:12])
 
 
+def test_launches_told_a_number_are_repeated_with_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = to_device(logits(70, 13))
+
+    def loss(weight: float) -> Any:
+        return ek.binary_cross_entropy(x, x > 0, pos_weight=weight, return_grad=True)
+
+    want = [[bits(a) for a in loss(weight)] for weight in (2.0, 3.0)]
+    monkeypatch.setattr(quantities, "compute", None)
+    assert [[bits(a) for a in loss(weight)] for weight in (2.0, 3.0)] == want
+    assert want[0] != want[1]
+
+
 MOVED: dict[str, Call] = {
     "CE": lambda x, y, axis: ek.cross_entropy(x, y[0], axis=axis, return_grad=True),
     "CE, Hessian": lambda x, y, axis: ek.cross_entropy(x, y[0], axis=axis, return_hess=True),

@@ -90,10 +90,12 @@ class Execution:
         return self._workspaces[-1]
 
     def number(self, array: Any) -> float | None:
-        """The one number that an array of the host repeats, which a launch can be told; None if it is not such."""
+        """The one number that an array of the host repeats, which a launch can be told; None if it is not such.
+
+        It was given as a number: one that calls are told apart by.
+        """
         if not isinstance(array, np.ndarray) or any(array.strides):
             return None
-        self._repeatable = False
         return float(array[(0,) * array.ndim])
 
     def operand(self, record: Any, name: str, array: Any) -> None:
