@@ -27,6 +27,7 @@ from entrokern.cuda.sources import KERNELS, source
 
 PACKAGES = "cuda-bindings nvidia-cuda-nvrtc nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
 HOPPER = 90  # the architecture whose code is read
+RESERVED = 1024  # bytes of a block's shared memory there, which are the system's
 
 LABEL = re.compile(r"(?:\.L_x_\d+|[\w$]+):$")
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z]\w*(?:\.\w+)*)\s*(.*?)\s*;(.*)")
@@ -146,7 +147,8 @@ class Code:
     """A kernel: what it needs of a thread, and its instructions between labels and jumps."""
 
     registers: int
-    stack: int  # bytes, as is `local`
+    stack: int  # bytes, as are `shared` and `local`
+    shared: int  # of a block, beside what a launch asks for
     local: int
     blocks: dict[str, list[Instruction]]
     follows: Graph
@@ -187,9 +189,10 @@ def read(cubin: bytes, name: str) -> Code:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
         usage, listing = run("cuobjdump", "-res-usage", path), run("nvdisasm", "-c", path)
-    used = re.search(rf"Function {name}:\s*REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    used = re.search(rf"Function {name}:\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     assert used, usage
-    return Code(*map(int, used.groups()), *blocks(listing))
+    registers, stack, shared, local = map(int, used.groups())
+    return Code(registers, stack, max(0, shared - RESERVED), local, *blocks(listing))
 
 
 def cluster_of(cubin: bytes) -> int:

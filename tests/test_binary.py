@@ -166,6 +166,16 @@ def test_weights_of_classes_along_a_line(backend: str, k: int, dtype: str) -> No
         agree(ek.binary_cross_entropy(one, targets, pos_weight=pos, **ALL), one, targets, ALL | {"pos_weight": pos})
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_weight_is_the_same_for_a_longer_line(backend: str, dtype: str) -> None:
+    x, soft, _ = drawn((1 << 16) + 1, dtype)
+    for pos in (np.array(2.5, np.float32), np.array([2.5])):
+        whole = ek.binary_cross_entropy(x, soft, pos_weight=pos, **ALL)
+        part = ek.binary_cross_entropy(x[:-1], soft[:-1], pos_weight=pos, **ALL)
+        for a, b in zip(whole, part, strict=True):
+            np.testing.assert_array_equal(a[:-1], b)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_weights_of_elements(backend: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32, beside logits of any type: a weight of 0 leaves an element out, and the mean's denominator too."""

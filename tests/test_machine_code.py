@@ -15,7 +15,8 @@ import pytest
 
 import cubin
 from cubin import HOPPER, Code
-from entrokern.cuda.sources import KERNELS, Kernel, source
+from entrokern.cuda import sources
+from entrokern.cuda.sources import KERNELS, SHARED_BYTES, Kernel, source
 
 pytestmark = pytest.mark.skipif(cubin.missing() is not None, reason=str(cubin.missing()))
 
@@ -84,6 +85,9 @@ def rules(kernel: Kernel) -> Iterator[Rule]:
     yield Rule("LDL, STL", lambda code: code.count("LDL|STL"), NONE)
     # Functions are to be inlined: a call moves its arguments into place, and ends what the compiler can see.
     yield Rule("calls", lambda code: sum(not OWN_CALLS.search(callee) for callee in code.called()), NONE)
+    # With the most that a launch asks for, for records of segments, it must not be more than there is unasked.
+    if "segments.cuh" in sources.FAMILIES[kernel.family]:
+        yield Rule("shared", lambda code: code.shared, up_to((48 << 10) - SHARED_BYTES))
     cap = next(most for names, most in REGISTERS.items() if re.fullmatch(names, kernel.name))
     yield Rule("registers", lambda code: code.registers, up_to(cap))
     if not is_double(kernel):
@@ -181,6 +185,7 @@ PLANTED = {
     "a double literal": (r"\b0\.5f", "0.5", {"float64"}),
     "an array indexed at run time": ("#pragma unroll\n", "#pragma unroll 1\n", {"stack", "LDL, STL"}),
     "too few registers": (r"__launch_bounds__\(256, 2\)", "__launch_bounds__(256, 8)", {"stack", "LDL, STL"}),
+    "a record of each thread": (r"of_warps\[BLOCK / 32\]", "of_warps[BLOCK]", {"shared"}),
     "loads of 4 bytes": ("uint4", "Words", {"LDG.128", "in flight"}),
     "a call": (r"\bD float exp2_of\(", "__device__ __noinline__ float exp2_of(", {"calls", "calls in loops"}),
 }
@@ -235,7 +240,7 @@ kernel:
 
 def test_reading_of_listings() -> None:
     """Two loops, one in the other: the outer one holds the loads. A turn of it can jump over the inner one."""
-    code = Code(0, 0, 0, *cubin.blocks(LISTING))
+    code = Code(0, 0, 0, 0, *cubin.blocks(LISTING))
     assert cubin.in_flight(code.blocks["kernel"]) == 2  # the third one comes after a use of the second
     assert (code.wide("LDG"), code.wide("STG"), code.count("LDG")) == (5, 1, 6)
     assert code.called() == ["`($__internal_0_$__cuda_sm20_div_s64)"]

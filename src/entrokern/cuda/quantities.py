@@ -14,8 +14,18 @@ import numpy as np
 from .._call import Call, counts_every_row, raise_empty
 from .arguments import arguments, fill_operand
 from .execution import Execution, blocks_for, set_ignored, team_size
-from .launch import SHARED_BYTES, has_clusters
-from .sources import BLOCK, CHUNK, RECORD_BYTES, SEGMENT, binary_name, cluster_size, segments_of, softmax_name
+from .launch import has_clusters
+from .sources import (
+    BLOCK,
+    CHUNK,
+    RECORD_BYTES,
+    SEGMENT,
+    SHARED_BYTES,
+    binary_name,
+    cluster_size,
+    segments_of,
+    softmax_name,
+)
 
 LOG2E = 1.4426950408889634
 FORM_CODES = {"logits": 0, "log_probs": 1, "probs": 2}
@@ -442,7 +452,7 @@ def _fill_pos_weight(run: Execution, record: Any) -> bool:
         record["pos_low"] = number - float(record["pos_high"][0])
         return True
     batch = zip(weight.shape[:-1], weight.strides[:-1], strict=True)
-    if any(size > 1 and stride for size, stride in batch) or weight.shape[-1] > MOST_CLASSES:
+    if any(size > 1 and stride for size, stride in batch) or (weight.strides[-1] and weight.shape[-1] > MOST_CLASSES):
         return False
     if run.split_weights is None:
         classes = run.on_device(weight[(0,) * (weight.ndim - 1)])

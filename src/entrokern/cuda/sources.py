@@ -20,6 +20,9 @@ from .structures import dtype_of
 BLOCK = 256  # threads of a block, as in common.cuh
 SEGMENT = 1 << 14  # classes of a segment, likewise
 RECORD_BYTES = 80  # of a segment's record, as in segments.cuh
+# Of a block's shared memory, for records of segments: 48 KB need not be asked for, of which kernels have some already,
+# for records of their warps, of two kinds at most.
+SHARED_BYTES = (48 << 10) - 2 * (BLOCK // 32) * RECORD_BYTES
 CHUNK = 4096  # elements of an item of elements.cu
 TOTALS_ROWS = 1 << 14  # rows of a block of totals.cu
 # Of a row that is read twice. An H100 has 264 blocks at work, and 50 MB of cache: half of that is what they may need.
@@ -136,9 +139,10 @@ def cluster_size(k: int, size: int) -> int:
 def source(kernels: Sequence[Kernel], cluster: int = 1) -> str:
     """The whole text of kernels of one family, to be launched in clusters of so many blocks."""
     (family,) = {kernel.family for kernel in kernels}
-    entries = [
-        f'static_assert(sizeof(Arguments) == {arguments_of(family).itemsize}, "the fields lie elsewhere");',
-    ]
+    same = [f"sizeof(Arguments) == {arguments_of(family).itemsize}", f"BLOCK == {BLOCK}", f"SEGMENT == {SEGMENT}"]
+    if "segments.cuh" in FAMILIES[family]:
+        same.append(f"RECORD_BYTES == {RECORD_BYTES}")
+    entries = [f'static_assert({" && ".join(same)}, "Python has it otherwise");']
     together = f" __cluster_dims__({cluster})" if cluster > 1 else ""
     entries += [
         f'extern "C" __global__ void __launch_bounds__({k.bounds}){together} {k.name}(ARGUMENTS a) '

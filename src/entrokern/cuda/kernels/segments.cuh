@@ -74,7 +74,7 @@ template <int GATHERS, bool IN_CLUSTERS, class Arguments> struct Segments {
   template <int SWEEP, class Record, class OfSegment> D bool gather(Record &all, OfSegment of_segment) {
     static_assert(sizeof(Record) <= RECORD_BYTES, "Python has to allocate more");
     const bool shared = a.mode == WHOLE_ROWS && count() > 1;
-    Record *records = shared ? on_side<Record>((side + SWEEP) % 2) : (Record *)a.records + (SWEEP * a.n + row) * a.parts;
+    Record *records = shared ? on_side<Record>((side + SWEEP) % 2) : in_memory<Record>(SWEEP);
     if (a.mode == WHOLE_ROWS || a.mode == PARTS + SWEEP) {
       each<SWEEP>([&](i64 low, i64 high, int segment) {
         all = joined_by(team, of_segment(low, high));
@@ -91,6 +91,10 @@ template <int GATHERS, bool IN_CLUSTERS, class Arguments> struct Segments {
   }
 
  private:
+  template <class Record> D Record *in_memory(int sweep) const {
+    return (Record *)((char *)a.records + sweep * a.n * a.parts * RECORD_BYTES) + row * a.parts;
+  }
+
   // The sides alternate: while one is written, others may still read what was there before.
   template <class Record> D Record *on_side(int which) const {
     DYNAMIC_SHARED(dynamic);
