@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 import tempfile
@@ -406,7 +407,12 @@ def test_where_no_folder_can_be_written_each_process_compiles(monkeypatch: pytes
     monkeypatch.setattr(launch, "_folder", launch._folder.__wrapped__)
     with afresh():
         assert ek.softmax(to_device(logits(2, 3))).shape == (2, 3)
-    assert [*tmp_path.glob("entrokern-*/*.cubin")]
+    (folder,) = tmp_path.glob("entrokern-*")
+    assert [*folder.glob("*.cubin")]
+    launch._remove(folder, os.getpid() + 1)  # as a forked child ends
+    assert folder.exists()
+    launch._remove(folder, os.getpid())
+    assert not folder.exists()
 
 
 def test_a_backend_takes_the_arrays_of_its_library() -> None:

@@ -25,7 +25,6 @@ NO_COMPILER = (
 )
 MOST_BLOCKS = 2**31 - 1
 
-SHARED_BYTES = 48 << 10  # of a block's shared memory, without being asked for
 CLUSTERS_FROM = 90  # compute capability, in tenths
 
 _functions: dict[tuple[int, str, int], Any] = {}
@@ -67,8 +66,13 @@ def _folder() -> Path:
     """Where machine code is kept; where nothing can be, a folder of this process."""
     if (kept := cache_folder()) is None:
         kept = Path(tempfile.mkdtemp(prefix="entrokern-"))
-        atexit.register(shutil.rmtree, kept, ignore_errors=True)
+        atexit.register(_remove, kept, os.getpid())
     return kept
+
+
+def _remove(folder: Path, made_by: int) -> None:
+    if os.getpid() == made_by:  # and not of a child's, which ends first
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def has_clusters() -> bool:
