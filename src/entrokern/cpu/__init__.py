@@ -16,8 +16,7 @@ def run(call: Call) -> float:
     whole = with_whole_elements(call)
     run = QUANTITIES[call.quantity](whole)
     total = run(whole)
-    # Where class weights are smoothed over, what was made ready has their mean in it, which is of this call's data.
-    if whole is call and (call.class_weight is None or call.label_smoothing == 0.0):
+    if whole is call:
         call.prepared = run
     for given, written in ((call.rows, whole.rows), (call.maps, whole.maps)):
         for name, out in given.items():

@@ -15,7 +15,7 @@ from .blocks import BLOCK
 from .distributions import FORM_CODES
 from .fast import NOTHING as NO_OPERAND
 from .fast import fast_soft_targets, fast_softmax_pairs, fast_tables
-from .finish import MAP_SCALE, RECORDS, ROW_RESULTS
+from .finish import MAP_SCALE, RECORDS, ROW_RESULTS, W_MEAN
 from .groups import softmax_groups
 from .lanes import softmax_lanes
 from .launch import (
@@ -107,9 +107,7 @@ def softmax_work(call: Call) -> RecordWork:
     x = Layout(call.x)
     in_place = x.geometry[0] == 1 and call.softcap is None
     scale = dtype.type(LOG2E / call.temperature)
-    w = call.class_weight
-    w_mean = 1.0 if w is None or not call.label_smoothing else float(w.mean())
-    scale_of_maps = np.nan  # the next call's may be another
+    of_each_call = np.nan  # the scale of maps, and the mean of class weights
     constants = np.array(
         [
             1.0 / call.temperature,
@@ -117,8 +115,8 @@ def softmax_work(call: Call) -> RecordWork:
             call.label_smoothing,
             call.z_loss,
             call.softcap or 0.0,
-            scale_of_maps,
-            w_mean,
+            of_each_call,
+            of_each_call,
         ]
     )
     more = call.quantity == "entropy" or not {"entropy", "rank"}.isdisjoint(call.rows)
@@ -135,6 +133,8 @@ def softmax_work(call: Call) -> RecordWork:
         x_flat, class_weight = x.flat(call.x), NOTHING if call.class_weight is None else call.class_weight
         options = constants.copy()
         options[MAP_SCALE] = call.map_scale
+        smoothed = call.class_weight is not None and call.label_smoothing > 0.0
+        options[W_MEAN] = class_weight.mean() if smoothed else 1.0
         labels, ignore = labels_and_ignored(call, start, stop)
         weights = row_weights(call, start, stop)
         stage: Any
