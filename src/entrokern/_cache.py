@@ -1,7 +1,8 @@
 """Where compiled kernels are kept on disk.
 
-The folder's name holds the version and a hash of the kernels' sources, so that a changed formula is
-never served from an old file. Where no folder can be written, each process compiles again.
+The folder's name holds the version and a hash of the CPU kernels' sources, so that a changed formula is
+never served from an old file; files of a GPU's kernels are named by what they are compiled from. Where no
+folder can be written, each process compiles again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 @functools.cache
 def sources_hash() -> str:
-    """A hash of everything that a kernel is compiled from."""
+    """A hash of everything that a kernel of the CPU is compiled from."""
     package = Path(__file__).resolve().parent
     files = [package / "_formulas.py", *sorted((package / "cpu").glob("*.py"))]
     digest = hashlib.sha256()

@@ -92,7 +92,7 @@ class Execution:
     def number(self, array: Any) -> float | None:
         """The one number that an array of the host repeats, which a launch can be told; None if it is not such.
 
-        It was given as a number: one that calls are told apart by.
+        It was given as a number, which calls are told apart by, or in a list, whose calls have no plan.
         """
         if not isinstance(array, np.ndarray) or any(array.strides):
             return None
