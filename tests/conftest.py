@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -61,9 +62,25 @@ def record_error(request: pytest.FixtureRequest) -> Callable[[str, str, str, flo
     def record(output: str, backend: str, dtype: str, error: float) -> None:
         cells = worst.setdefault((output, backend), {})
         if error >= cells.get(dtype, (-1.0, ""))[0]:
-            cells[dtype] = (error, name)
+            cells[dtype] = (float(error), name)
 
     return record
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Of several processes (pytest-xdist), tell the first one the worst errors."""
+    if (told := getattr(session.config, "workeroutput", None)) is not None:
+        told["worst"] = list(session.config.stash.get(WORST, {}).items())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take the worst errors of a process that ends."""
+    worst = node.config.stash.setdefault(WORST, {})
+    for key, cells in getattr(node, "workeroutput", {}).get("worst", ()):
+        mine = worst.setdefault(key, {})
+        mine.update({dtype: max(cell, mine.get(dtype, cell)) for dtype, cell in cells.items()})
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
