@@ -179,7 +179,7 @@ def test_one_weight_is_the_same_for_a_longer_line(backend: str, dtype: str) -> N
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_weights_of_elements(backend: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32, beside logits of any type: a weight of 0 leaves an element out, and the mean's denominator too."""
-    monkeypatch.setattr("entrokern.cuda.quantities.MOST_SUMMING_BLOCKS", 2)
+    monkeypatch.setattr("entrokern.cuda.elements.MOST_SUMMING_BLOCKS", 2)
     x, soft, hard = drawn(50_001 if dtype == "float32" else 1001, dtype)
     rng = np.random.default_rng(2)
     weights = np.where(rng.random(x.size) < 0.2, 0, rng.uniform(0.1, 3, size=x.size)).astype(np.float32)

@@ -15,6 +15,7 @@ AXES = 4  # batch axes that a kernel can step along, after merging
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "uint16",
           "uint32", "uint64")  # fmt: skip
 CODES = {name: code for code, name in enumerate(DTYPES)} | {"bool": DTYPES.index("uint8")}
+FORM_CODES = {"logits": 0, "log_probs": 1, "probs": 2}  # as in distributions.cu, elements.cu
 
 
 def arguments(family: str) -> Any:
