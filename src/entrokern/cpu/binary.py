@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from .. import _formulas
 from .blocks import CLASS_STRIDE, row_start, store_constant
-from .compile import inline, kernel
+from .compile import inline, kernel, overload
 from .math import any_log, exp_minus_magnitude, log1m, log1p_unit, polynomial
 from .memory import BFLOAT16, FLOAT16, first_mask, load, load_first, store, store_first, vector, width
 from .runs import (

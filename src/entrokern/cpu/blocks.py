@@ -13,10 +13,10 @@ import math
 import numpy as np
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 from numba.np import arrayobj
 
-from .compile import inline
+from .compile import inline, overload
 from .math import bits32, exp, float32_of
 from .simd import magnitude
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba import extending
 from numba.core import caching, compiler
 from numba.core.codegen import JITCodeLibrary
-from numba.extending import register_jitable
 
 from .. import _formulas
 from .._cache import cache_folder
@@ -61,22 +61,25 @@ class InlineCompiler(compiler.Compiler):
 _numbers = itertools.count()
 
 
-def inline_with(*flags: str) -> Any:
-    """A helper of kernels. It is inlined always: left to itself LLVM calls the larger ones, which more than
-    doubles the cost of a short row."""
-    return njit(
-        fastmath=set(flags), error_model="numpy", nogil=True, forceinline=True, _nrt=False,
-        pipeline_class=InlineCompiler,
-    )  # fmt: skip
+# Of helpers. They are inlined always: left to itself LLVM calls the larger ones, and a short row costs more than twice.
+INLINE: dict[str, Any] = {
+    "error_model": "numpy", "nogil": True, "forceinline": True, "_nrt": False, "pipeline_class": InlineCompiler,
+}  # fmt: skip
+
+inline = njit(fastmath=EXACT, **INLINE)
+inline_sums = njit(fastmath=SUMS, **INLINE)
 
 
-inline = inline_with(*EXACT)
-inline_sums = inline_with(*SUMS)
+def overload(function: Any) -> Any:
+    """A helper of kernels that has another body for other types of its arguments: what is decorated is given the types,
+    and returns the body."""
+    options: Any = INLINE | {"fastmath": EXACT}
+    return extending.overload(function, jit_options=options)
 
 
 # The plain scalar formulas become callable from compiled code, also by one another.
 for _, _formula in inspect.getmembers(_formulas, inspect.isfunction):
-    register_jitable(fastmath=EXACT, error_model="numpy", pipeline_class=InlineCompiler)(_formula)
+    extending.register_jitable(fastmath=EXACT, error_model="numpy", pipeline_class=InlineCompiler)(_formula)
 
 KERNELS: dict[str, Any] = {}
 

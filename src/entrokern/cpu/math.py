@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 from .. import _formulas
-from .compile import inline
+from .compile import inline, overload
 from .simd import Value, emitted, magnitude, scaled, scales, select
 
 # --- powers of two, without libm ------------------------------------------------------------------

@@ -11,18 +11,16 @@ import operator
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 from .blocks import AXES, CLASS_STRIDE, SIZES, row_start
-from .compile import EXACT, inline
+from .compile import inline, overload
 from .memory import element_pointer as vector_pointer
 from .memory import first_lanes, masked_load, masked_store, narrowed, widened
 from .simd import Value, Vector, emitted, llvm_type
 from .transpose import reduced
 
 RUN = 1024  # elements of a block at most
-
-INLINE = {"fastmath": EXACT, "error_model": "numpy", "nogil": True, "forceinline": True, "_nrt": False}
 
 # --- from operands to runs ------------------------------------------------------------------------
 
@@ -41,7 +39,7 @@ def gathered(operand, row, rows, column, n):
     raise NotImplementedError("compiled code only")
 
 
-@overload(gathered, jit_options=INLINE)
+@overload(gathered)
 def _gathered(operand, row, rows, column, n):
     if operand == types.none:
         return lambda operand, row, rows, column, n: (None, 0)
@@ -69,7 +67,7 @@ def placed(operand, row, rows, column, n):
     raise NotImplementedError("compiled code only")
 
 
-@overload(placed, jit_options=INLINE)
+@overload(placed)
 def _placed(operand, row, rows, column, n):
     if operand == types.none:
         return lambda operand, row, rows, column, n: (None, 0)

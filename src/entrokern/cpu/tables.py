@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from .blocks import BLOCK, CLASS_STRIDE, row_start, view
-from .compile import inline, kernel
+from .compile import inline, kernel, overload
 from .distributions import accumulate
 from .log_terms import (
     add_beside_log_lower,
