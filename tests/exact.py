@@ -45,6 +45,9 @@ MP = Field(
 LONG = Field(lambda values: np.asarray(values).astype(np.longdouble), np.exp, np.log, np.log1p, np.expm1, np.tanh)
 
 
+AT_ONCE = 1 << 13  # numbers, of those k² for each row
+
+
 def times(weight: Array, value: Array) -> Array:
     """``weight · value``, 0 where the weight is 0 (also times infinity)."""
     zero = weight == 0
@@ -121,11 +124,20 @@ class Side(NamedTuple):
             )
         narrow = [np.asarray(v).astype(np.longdouble) for v in (D, E, a, self.p, self.moved)]
         D, E, a, p, moved = narrow
-        cross = -a[..., :, None] * E[..., None, :]
-        cross -= p[..., None, :] * (D - a * total(E))[..., :, None]
-        i = np.arange(D.shape[-1])
-        cross[..., i, i] += D
-        return times(np.abs(cross), np.broadcast_to(moved[..., None, :], cross.shape)).sum(axis=-1)
+        rest, k = D - a * total(E), D.shape[-1]
+        step = max(1, AT_ONCE // D.size)
+        blocks = [slice(i, min(i + step, k)) for i in range(0, k, step)]
+
+        def of_outputs(i: slice) -> Array:
+            cross = -a[..., i, None] * E[..., None, :] - p[..., None, :] * rest[..., i, None]
+            at = np.arange(i.start, i.stop)
+            cross[..., at - i.start, at] += D[..., i]
+            np.abs(cross, out=cross)
+            if np.isfinite(moved).all():  # a product of matrices: `times` goes over all of it five times
+                return (cross @ moved[..., None])[..., 0]
+            return times(cross, np.broadcast_to(moved[..., None, :], cross.shape)).sum(axis=-1)
+
+        return np.concatenate([of_outputs(i) for i in blocks], axis=-1)
 
 
 def side(F: Field, form: str, x: Array, moved: Array | None = None) -> Side:

@@ -111,7 +111,8 @@ def edges() -> list[Any]:
 @pytest.mark.parametrize(("case", "dtype"), edges())
 def test_edges(case: Case, dtype: str, record_error) -> None:
     for i, k in enumerate(EDGES):
-        for n in {1 + i % 7, 16 + i % 3 if k < 1000 else 2, 70 - i if k < 100 else 1}:
+        # Long rows are taken one by one; and their bounds are sums of k² terms.
+        for n in {1 + i % 7, 16 + i % 3, 70 - i if k < 100 else 1} if k < 1000 else {1, 2}:
             error = judged(case, n, k, dtype, KINDS[i % len(KINDS)])
             record_error(f"{case.function}: loss", "cpu", dtype, error)
 
