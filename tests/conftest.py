@@ -67,7 +67,6 @@ def record_error(request: pytest.FixtureRequest) -> Callable[[str, str, str, flo
     return record
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Of several processes (pytest-xdist), tell the first one the worst errors."""
     if (told := getattr(session.config, "workeroutput", None)) is not None:
