@@ -47,17 +47,24 @@ def _each_element(run: Execution, with_outputs: bool) -> None:
             run.output(record, kind, call.maps.get(name))
         if run.total is not None:
             record["map_scale"] = run.total.data.ptr
-    summed = call.total or not with_outputs
-    if summed:
-        blocks = min(blocks, MOST_SUMMING_BLOCKS)
-        record["partial"] = run.workspace(2 * blocks).data.ptr
-    run.launch("elements_each_element", blocks, record)
-    if summed:
-        totals = arguments("totals")
-        totals["partial"] = record["partial"]
-        run.ask_for_total(totals, to_result=with_outputs)
-        run.reduce_blocks(totals, blocks)
-        run.check_not_empty()
+    _launch_and_sum(run, "elements_each_element", blocks, record, to_result=with_outputs)
+
+
+def _launch_and_sum(
+    run: Execution, name: str, blocks: int, record: Any, to_result: bool, twofold: bool = False
+) -> None:
+    """Launch a kernel of elements and, where their sum is asked for, add up those of its blocks."""
+    if not run.call.total:
+        run.launch(name, blocks, record)
+        return
+    blocks = min(blocks, MOST_SUMMING_BLOCKS)
+    record["partial"] = run.workspace(2 * blocks).data.ptr
+    run.launch(name, blocks, record)
+    totals = arguments("totals")
+    totals["partial"], totals["twofold"] = record["partial"], twofold
+    run.ask_for_total(totals, to_result)
+    run.reduce_blocks(totals, blocks)
+    run.check_not_empty()
 
 
 def _elements_record(run: Execution) -> Any:
@@ -82,7 +89,6 @@ def _binary_kernel(run: Execution, of: str, arrays: dict[str, Any]) -> tuple[str
     maps = {name: arrays[name] for name in ("grad", "hess") if arrays.get(name) is not None}
     plain = call.quantity == "binary_cross_entropy" and call.form == "logits"
     of_bytes = plain and t.dtype.name in ("uint8", "bool")
-    ignored = np.nan if call.ignore_index is None else call.ignore_index
     exact = call.ignore_index is None or abs(call.ignore_index) <= 1 << 24
     # Smoothed targets times weights cancel to more digits than two float32 have.
     cancels = call.label_smoothing != 0.0 and call.pos_weight is not None and bool(maps)
@@ -104,7 +110,7 @@ def _binary_kernel(run: Execution, of: str, arrays: dict[str, Any]) -> tuple[str
     record["whole"] = of_bytes
     record["keep"], record["rest"] = call.unit * (1 - call.label_smoothing), call.unit * 0.5 * call.label_smoothing
     record["factor"] = call.map_scale
-    record["ignored"] = ignored
+    record["ignored"] = np.nan if call.ignore_index is None else call.ignore_index
     weighted = weights is not None or call.pos_weight is not None or (of == "rows" and call.ignore_index is not None)
     return binary_name(of, x.dtype.name, of_bytes, weighted, bool(maps)), record
 
@@ -113,13 +119,13 @@ def _fill_pos_weight(run: Execution, record: Any) -> bool:
     """Tell a fast kernel of the weights of classes, in two float32 numbers each; whether they are one a class."""
     weight = run.call.pos_weight
     number = 1.0 if weight is None else run.number(weight)
-    if weight is None or number is not None:
-        assert number is not None
+    if number is not None:
         if number != 0 and not 1e-30 < abs(number) < 1e30:
             return False
         record["period"], record["pos_high"] = 1, number
         record["pos_low"] = number - float(record["pos_high"][0])
         return True
+    assert weight is not None
     batch = zip(weight.shape[:-1], weight.strides[:-1], strict=True)
     if any(size > 1 and stride for size, stride in batch) or (weight.strides[-1] and weight.shape[-1] > MOST_CLASSES):
         return False
@@ -156,17 +162,7 @@ def _binary_elements(run: Execution, with_outputs: bool = True) -> bool:
         fill_operand(record["loss"][0], lines["loss"])
     if run.total is not None:
         record["map_scale"] = run.total.data.ptr + 8
-    blocks = -(-call.x.size // SEGMENT)
-    if call.total:
-        blocks = min(blocks, MOST_SUMMING_BLOCKS)
-        record["partial"] = run.workspace(2 * blocks).data.ptr
-    run.launch(name, blocks, record)
-    if call.total:
-        totals = arguments("totals")
-        totals["partial"], totals["twofold"] = record["partial"], 1
-        run.ask_for_total(totals, to_result=with_outputs)
-        run.reduce_blocks(totals, blocks)
-        run.check_not_empty()
+    _launch_and_sum(run, name, -(-call.x.size // SEGMENT), record, to_result=with_outputs, twofold=True)
     return True
 
 
